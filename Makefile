@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo`, then `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check format family clean
+
+install: $(VENV)/installed
+
+# torch first, by its exact version: a CPU build on the wheel path is taken then, and nothing replaces it later
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/shardscribe demo
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# trains the embedded checkpoints anew (two hours on 2 cores); FSDD is a folder of the digit shards
+family: install
+	$(BIN)/shardscribe family --fsdd $(FSDD)
+
+clean:
+	rm -rf $(VENV) demo-out build .mypy_cache .pytest_cache .ruff_cache .hypothesis

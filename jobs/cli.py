@@ -1,0 +1,151 @@
+"""The `shardscribe` command: parses, calls one job, turns users' mistakes into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.config import ConfigError, StorageConfig, TranscribeConfig, load_config
+
+EXIT_UNFINISHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="shardscribe",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Batch transcription of speech archives with Qwen3-ASR on Ray.",
+    epilog="Start with [bold]shardscribe demo[/bold]. Exit codes: 0 all well, 3 some recordings failed (their rows say "
+    "why), 1 the job could not finish, 2 a mistake in the command or configuration.",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the configuration: engine.batch_size=16"),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+EXAMPLES = "[bold]Examples[/bold]\n\n"
+
+
+@app.command(
+    epilog=EXAMPLES + "shardscribe transcribe conf/transcribe.yaml\n\n"
+    "shardscribe transcribe conf/transcribe.yaml --dry-run\n\n"
+    "shardscribe transcribe conf/transcribe.yaml --set output=s3://bucket/out "
+    "--set 'inputs=[\"s3://bucket/calls-{00000..00127}.tar\"]' --set engine.model=Qwen/Qwen3-ASR-0.6B"
+)
+def transcribe(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/transcribe.yaml is a complete one.")],
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what is done; write nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Transcribe audio shards to Parquet. Run the same command again to resume."""
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        config = load_config(TranscribeConfig, conf, overrides or [])
+        from jobs import transcribe as job
+
+        code = job.dry_run(config, Console()) if dry_run else job.run(config, console)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=EXAMPLES + "shardscribe status out/calls\n\nshardscribe status s3://bucket/out")
+def status(
+    out: Annotated[str, typer.Argument(help="The output folder of a transcribe job, local or any fsspec URL.")],
+    conf: Annotated[Path | None, typer.Option("--conf", help="Take storage options from this configuration.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print how far a job is, from its output alone: units, hours, failures, speed, ETA."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
+        from jobs import status as job
+
+        job.run(out, storage.options, Console())
+
+
+@app.command(epilog=EXAMPLES + "shardscribe demo\n\nshardscribe demo --out /tmp/demo --model embedded/teacher")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the transcripts go.")] = Path("demo-out"),
+    model: Annotated[str, typer.Option("--model", help="Any model that `engine.model` takes.")] = "embedded/student",
+    debug: Debug = False,
+) -> None:
+    """Transcribe the embedded sample shards with an embedded checkpoint and show the results."""
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        from jobs import demo as job
+        from jobs import transcribe as main_job
+
+        config = job.config(out, model)
+        code = main_job.run(config, console)
+        job.show(config, Console())
+    raise typer.Exit(code)
+
+
+@app.command(epilog=EXAMPLES + "shardscribe models")
+def models(debug: Debug = False) -> None:
+    """List the checkpoints that come with the package, with their card."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        from jobs import models as job
+
+        job.run(Console())
+
+
+@contextmanager
+def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
+    """Let a user's mistake end the command with its message, and anything else with its last line and a way to see more."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        console.print("interrupted: what is committed stays; run the same command again to go on", highlight=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Exception as error:  # the edge of the program: nothing above can act on it
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        cause = _root_mistake(error)
+        if cause is not None:
+            console.print(f"[red]error:[/red] {_escaped(str(cause))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(EXIT_USAGE if isinstance(cause, ConfigError) else EXIT_UNFINISHED) from None
+        console.print(
+            f"[red]failed:[/red] {_escaped(f'{type(error).__name__}: {error}'.strip().splitlines()[-1])}\n"
+            "what is committed stays; run with --debug for the traceback",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(EXIT_UNFINISHED) from None
+
+
+def _root_mistake(error: BaseException) -> BaseException | None:
+    """The error in the chain of causes whose message alone tells a user what to do: ours, wherever it was raised.
+
+    Ray wraps what a task raises in an exception that has the original as its `cause`.
+    """
+    from pipeline.engine.base import EngineError
+    from pipeline.storage import StorageError
+
+    ours: tuple[type[BaseException], ...] = (ConfigError, StorageError, EngineError)
+    if "pipeline.engine.checkpoint" in sys.modules:
+        from pipeline.engine.checkpoint import CheckpointError
+
+        ours += (CheckpointError,)
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, ours):
+            return current
+        seen.add(id(current))
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return None
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,148 @@
+"""The main job: audio in, one Parquet object per unit out.
+
+plan    inputs become splits; what is committed already is taken off
+run     pipeline.graph works the rest off on Ray
+prove   every planned split is complete in the output, by its names alone
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import output as outputs
+from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.output import Output, RunPlan
+from pipeline.progress import Progress, duration
+from pipeline.sources.plan import plan
+from pipeline.summary import Summary, print_summary, summarize
+from pipeline.units import Done, Split
+
+EXIT_OK, EXIT_UNFINISHED, EXIT_SOME_FAILED = 0, 1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All splits of the inputs, what of them is committed, and those with something left to do."""
+
+    splits: list[Split]
+    done: dict[str, Done]
+    pending: list[Split]
+
+    @property
+    def pending_s(self) -> float:
+        """Estimated seconds of audio still to do: whole splits, so an upper bound for those begun."""
+        return sum(split.estimated_s for split in self.pending)
+
+
+def plan_work(config: TranscribeConfig, output: Output) -> Work:
+    """List the inputs and compare them with what the output holds.
+
+    Raises ConfigError when the output holds units that these inputs do not give.
+    """
+    splits = list(plan(config.inputs, config.storage.options, config.units.target_s))
+    done = output.committed()
+    strange = sorted(done.keys() - {split.split_id for split in splits})
+    if strange:
+        raise ConfigError(
+            f"{output.url} holds units of {len(strange)} splits that these inputs do not give (such as "
+            f"{strange[0]}): the inputs have changed since. Restore them, or write to a new output"
+        )
+    pending = [split for split in splits if split.split_id not in done or not done[split.split_id].complete()]
+    return Work(splits, done, pending)
+
+
+def dry_run(config: TranscribeConfig, console: Console) -> int:
+    """Print the plan: units, hours, what is done. Writes nothing."""
+    output = Output(config.output, config.storage.options)
+    work = plan_work(config, output)
+    num_bytes = sum(split.num_bytes for split in work.splits)
+    total_s = sum(split.estimated_s for split in work.splits)
+    units = sum(max(1, round(split.estimated_s / config.units.target_s)) for split in work.splits)
+    committed = sum(len(done.keys) for done in work.done.values())
+    lines = [
+        f"inputs    {', '.join(source.path for source in config.inputs)}",
+        f"          {len(work.splits):,} splits, {num_bytes / 1e9:,.2f} GB, ~{duration(total_s)} of audio, ~{units:,} units",
+        f"output    {output.url}",
+        f"          {committed:,} units committed, {len(work.splits) - len(work.pending):,} splits complete",
+        f"to do     {len(work.pending):,} splits, at most ~{duration(work.pending_s)} of audio",
+        f"engine    {config.engine.name}, {config.engine.model}, config {config.result_hash()}",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def run(config: TranscribeConfig, console: Console) -> int:
+    """Run the job to its end and return its exit code: 0, or 3 when some recordings failed, or 1 when units are missing.
+
+    Raises ConfigError for what the user can mend; any other exception ends the job with what was committed kept.
+    """
+    output = Output(config.output, config.storage.options)
+    work = plan_work(config, output)
+    output.claim(config)
+    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    if work.pending:
+        output.write_plan(RunPlan(run_id, time.time(), config.units.target_s, outputs.planned(work.splits)))
+        console.print(
+            f"{len(work.splits):,} splits, {len(work.splits) - len(work.pending):,} complete; "
+            f"~{duration(work.pending_s)} of audio to do at most. Output: {output.url}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _transcribe(config, work, run_id, console)
+    else:
+        console.print(f"nothing left to do in {output.url}", highlight=False, soft_wrap=True)
+    return report(summarize(output), console)
+
+
+def _transcribe(config: TranscribeConfig, work: Work, run_id: str, console: Console) -> None:
+    if config.ray.address is None:
+        # Ray reads these when it is first imported. Token authentication is what a local Ray has anyway; its C++ core
+        # logs warnings about Ray Data's own actors as errors, and so only speaks when it dies.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray  # not above: besides, it takes a second, and planning does not need it
+
+    from pipeline import graph
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        connect(config)
+    try:
+        with Progress(console, work.pending_s) as progress:
+            for receipt in graph.transcribe(work.pending, work.done, config, run_id):
+                progress.add(receipt)
+        console.print(progress.line(), highlight=False, soft_wrap=True)
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def connect(config: TranscribeConfig) -> None:
+    """Join the configured cluster, or start a local Ray that this process owns."""
+    import ray
+
+    local = config.ray.address is None
+    # workers import this package from where the driver has it; a cluster's nodes have it installed
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address=config.ray.address,
+        runtime_env={"env_vars": {"PYTHONPATH": path}} if local else None,
+        object_store_memory=config.ray.object_store_bytes if local else None,
+        include_dashboard=False if local else None,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+
+
+def report(summary: Summary, console: Console) -> int:
+    """Print what the output holds and return the exit code."""
+    print_summary(summary, console)
+    if not summary.is_complete:
+        return EXIT_UNFINISHED
+    return EXIT_SOME_FAILED if summary.num_failed else EXIT_OK

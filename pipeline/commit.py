@@ -1,0 +1,126 @@
+"""The commit step: a unit's rows become one Parquet object, whose existence is the commit.
+
+The object's key-value metadata holds a run record (JSON), so that every figure in it can be traced: engine, model and
+revision, decode parameters, package versions, config hash; and the sums that `status` adds up.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import TranscribeConfig
+from pipeline.output import RECORD_KEY, Output
+from pipeline.schema import TRANSCRIPTS, Labels
+from pipeline.units import TranscribedSegment, TranscribedUnit
+
+VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-vad", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the driver learns of a committed unit; `new` is False when another writer was first."""
+
+    unit: str
+    new: bool
+    audio_s: float
+    num_segments: int
+    num_failed: int
+
+
+def commit_unit(
+    output: Output, unit: TranscribedUnit, labels: Sequence[Labels], config: TranscribeConfig, run_id: str
+) -> Receipt:
+    """Write one unit. `labels` are parallel to `unit.segments`."""
+    constants = {
+        "unit_id": unit.key.name,
+        "engine": unit.engine["engine"],
+        "model_id": unit.engine["model_id"],
+        "model_revision": unit.engine["model_revision"],
+        "quantization": unit.engine["quantization"],
+        "config_hash": config.result_hash(),
+        "run_id": run_id,
+    }
+    pairs = list(zip(unit.segments, labels, strict=True))
+    rows = [_row(segment, label) | constants for segment, label in pairs]
+    record = {
+        "unit": unit.key.name,
+        "run_id": run_id,
+        "config_hash": constants["config_hash"],
+        "committed_at": time.time(),
+        "audio_s": unit.audio_s,
+        "busy_s": unit.busy_s,
+        "num_recordings": len({segment.recording_id for segment in unit.segments}),
+        "num_segments": len(rows),
+        "status": Counter(label.status for label in labels),
+        "errors": Counter(segment.error.partition(":")[0] for segment in unit.segments if segment.error),
+        "audio_s_by_language": _audio_by_language(unit.segments),
+        "engine": unit.engine,
+        "config": config.model_dump(mode="json", include={"audio", "segmentation", "engine", "labels"}),
+        "versions": {name: version(name) for name in VERSIONED},
+    }
+    new = output.commit_unit(unit.key, to_parquet(rows, record))
+    return Receipt(unit.key.name, new, unit.audio_s, len(rows), sum(label.status == "failed" for label in labels))
+
+
+def to_parquet(rows: list[dict[str, Any]], record: dict[str, Any]) -> bytes:
+    """Rows in `TRANSCRIPTS` and their run record as Parquet bytes (zstd)."""
+    table = pa.Table.from_pylist(rows, schema=TRANSCRIPTS)
+    table = table.replace_schema_metadata({RECORD_KEY: json.dumps(record, ensure_ascii=False).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _row(segment: TranscribedSegment, label: Labels) -> dict[str, Any]:
+    hypothesis = segment.hypothesis
+    row: dict[str, Any] = {
+        "segment_id": segment.segment_id,
+        "recording_id": segment.recording_id,
+        "audio_filepath": segment.audio_filepath,
+        "channel": segment.channel,
+        "offset": segment.offset,
+        "duration": segment.duration,
+        "text": "",
+        "text_raw": "",
+        "text_ref": segment.text_ref,
+        "speech_ratio": segment.speech_ratio,
+        "avg_logprob": label.avg_logprob,
+        "compression_ratio": label.compression_ratio,
+        "char_rate": label.char_rate,
+        "status": label.status,
+        "error": segment.error,
+        "keep": label.keep,
+        "filter_reasons": label.filter_reasons,
+    }
+    if hypothesis is not None:
+        row |= {
+            "text": hypothesis.text,
+            "text_raw": hypothesis.text_raw,
+            "language": hypothesis.language,
+            "words": [
+                {"word": word.word, "start": word.start_s, "end": word.end_s, "score": word.score}
+                for word in hypothesis.words
+            ],
+            "token_ids": hypothesis.token_ids,
+            "token_logprobs": hypothesis.token_logprobs,
+            "finish_reason": hypothesis.finish_reason,
+        }
+    return row
+
+
+def _audio_by_language(segments: Sequence[TranscribedSegment]) -> dict[str, float]:
+    seconds: Counter[str] = Counter()
+    for segment in segments:
+        if segment.hypothesis is not None:
+            seconds[segment.hypothesis.language or "none"] += segment.duration  # type: ignore[assignment]
+    return dict(seconds)

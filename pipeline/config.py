@@ -1,0 +1,225 @@
+"""Every option of every job, as pydantic models: unknown keys are refused, errors name the key and what is allowed.
+
+A job's file in `conf/` is one complete YAML without inheritance; `--set path.to.key=value` overrides a key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's in a configuration; the message is all that they need."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputConfig(_Section):
+    """One place to read audio from. `path` may hold globs (`*`, `**`, `?`) and brace ranges (`{00000..00127}`)."""
+
+    path: str
+    kind: Literal["auto", "webdataset", "files", "parquet", "manifest"] = "auto"
+    audio_column: str = "audio"  # Parquet: bytes, or struct{bytes, path} as Hugging Face datasets write it
+    text_column: str = "text"
+    language_column: str = "language"
+
+
+def _as_input(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class AudioConfig(_Section):
+    channels: Literal["mix", "split"] = "mix"  # split: one recording a channel, as call archives need
+
+
+class UnitsConfig(_Section):
+    target_s: float = Field(1800.0, gt=0)  # estimated audio of one unit; the cap in decoded audio is twice this
+
+
+class SegmentationConfig(_Section):
+    policy: Literal["pause"] = "pause"
+    min_s: float = Field(12.0, gt=0)  # a window is cut at its longest pause between min_s and max_s
+    max_s: float = Field(30.0, gt=0, le=1200)
+    vad_threshold: float = Field(0.5, gt=0, lt=1)  # Silero's speech probability
+    min_silence_ms: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SegmentationConfig:
+        if self.min_s >= self.max_s:
+            raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
+        return self
+
+
+class EngineConfig(_Section):
+    name: Literal["reference"] = "reference"
+    model: str = "embedded/student"  # a Hub id, a local folder, or embedded/student, embedded/teacher
+    revision: str | None = None  # of a Hub id: branch, tag or commit
+    language: str | None = None  # force a language ("English"); null: the input's own, else detected
+    trust_input_language: bool = False  # force the language that the input names for a recording
+    context: str = ""  # hotwords, in the system prompt
+    attention: Literal["windowed", "published"] = "windowed"  # published: full attention under SDPA, as qwen-asr runs
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_new_tokens: PositiveInt = 512
+    # what follows changes speed, not text
+    device: str = "auto"
+    threads: PositiveInt | None = None  # torch threads of an actor on CPU; null: its num_cpus
+    batch_size: PositiveInt = 32
+    batch_audio_s: float = Field(480.0, gt=0)  # padded audio of one batch
+
+
+class LabelsConfig(_Section):
+    """Thresholds of the filters; a row that one of them catches is kept and marked (`keep`, `filter_reasons`)."""
+
+    min_avg_logprob: float | None = -1.0
+    max_compression_ratio: float | None = 2.4
+    max_char_rate: float | None = 40.0  # characters a second
+    min_speech_ratio: float | None = None
+
+
+class RayConfig(_Section):
+    """Where the job runs and how much of the cluster it takes. Nothing here changes a transcript."""
+
+    address: str | None = None  # null: a local Ray; "auto": the cluster of this node; "ray://host:10001"
+    read_tasks: PositiveInt | None = None  # concurrent read tasks; null: half of the cluster's CPUs, at least one
+    engines: PositiveInt | None = None  # engine actors; null: one per GPU, or one when there is none
+    num_gpus: float | None = Field(None, ge=0)  # of one engine actor; null: 1 when the cluster has GPUs, else 0
+    num_cpus: float = Field(1.0, gt=0)  # of one engine actor
+    units_in_flight: PositiveInt = 2  # units in one engine actor at once: the tail of one overlaps the next
+    object_store_bytes: PositiveInt | None = None  # of a local Ray
+
+
+class StorageConfig(_Section):
+    """fsspec options by protocol, as in `{s3: {endpoint_url: ..., anon: true}}`. Credentials belong in the environment."""
+
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class TranscribeConfig(_Section):
+    inputs: Annotated[list[Annotated[InputConfig, BeforeValidator(_as_input)]], Field(min_length=1)]
+    output: str
+    audio: AudioConfig = AudioConfig()
+    units: UnitsConfig = UnitsConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    engine: EngineConfig = EngineConfig()
+    labels: LabelsConfig = LabelsConfig()
+    ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()
+
+    def result_hash(self) -> str:
+        """16 hex digits of all that can change a row. Inputs are not in it (their units carry them in their names), nor
+        is what only changes speed."""
+        data = self.model_dump(
+            mode="json",
+            include={"audio", "units", "segmentation", "engine", "labels"},
+            exclude={"engine": {"device", "threads", "batch_size", "batch_audio_s"}},
+        )
+        return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Read the YAML at `path` into `model`, after `key.path=value` overrides (values are YAML too).
+
+    Raises ConfigError that names the file, each wrong key and what it may be.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path} (examples: conf/*.yaml)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold `key: value` pairs, such as `inputs: [...]`")
+    for override in overrides:
+        _override(data, override)
+    return validate(model, data, str(path))
+
+
+def validate(model: type[Model], data: dict[str, Any], where: str) -> Model:
+    """`data` as a `model`, or a ConfigError that says what is wrong `where`."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(model, detail) for detail in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in nested dicts and lists, making sections that are not there."""
+    key_path, separator, text = override.partition("=")
+    if not separator or not key_path:
+        raise ConfigError(f"--set {override}: write it as path.to.key=value, for example engine.batch_size=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is no valid YAML; quote it") from None
+    *parents, last = key_path.split(".")
+    node: Any = data
+    for key in parents:
+        if isinstance(node, dict):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        else:
+            node = node[_index(node, key, override)]
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        node[_index(node, last, override)] = value
+
+
+def _index(node: Any, key: str, override: str) -> int:
+    if not isinstance(node, list) or not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"--set {override}: there is no `{key}` to go into")
+    return int(key)
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    """One pydantic error as `key: what is wrong (what is allowed)`."""
+    location = [part for part in detail["loc"] if not isinstance(part, str) or "[" not in part]
+    key = ".".join(map(str, location))
+    if detail["type"] == "extra_forbidden":
+        names = _names_beside(model, location)
+        near = difflib.get_close_matches(str(location[-1]), names, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
+        return f"unknown key `{key}`; {hint}"
+    if detail["type"] == "missing":
+        return f"`{key}` is required"
+    message = detail["msg"].replace("Input should", "should")
+    if detail["type"] == "value_error":
+        return f"`{key}`: {message.removeprefix('Value error, ')}"
+    if detail["type"] == "model_type":
+        message = "should be a section of keys"
+    return f"`{key}` {message}, not {detail['input']!r}"
+
+
+def _names_beside(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """The keys that the section of `location` knows."""
+    section: Any = model
+    for part in location[:-1]:
+        if isinstance(part, str) and isinstance(section, type) and part in section.model_fields:
+            section = section.model_fields[part].annotation
+        section = _section_in(section)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The model class inside `list[Annotated[Model, ...]]` and the like."""
+    while not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+        annotation = get_args(annotation)[0]
+    return annotation

@@ -1,0 +1,293 @@
+"""Trains one checkpoint of the embedded family.
+
+Cross-entropy alone takes thousands of steps to find the audio; a throw-away CTC head on the tower finds it in hundreds. So
+the tower first learns with CTC alone, then tower and decoder together with cross-entropy + 0.3 CTC.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from qwen_asr.core.transformers_backend import Qwen3ASRForConditionalGeneration
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from pipeline.embedded.examples import Example, Examples
+from pipeline.embedded.speech import sounds
+from pipeline.engine.mel import HOP, LogMel
+from pipeline.engine.windowed import encode, num_audio_tokens
+
+CTC_RATE = 2  # characters that one audio token (77 ms) may stand for: English has up to 20 a second
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast: steps, audio seconds of a batch, peak learning rate."""
+
+    ctc_steps: int
+    steps: int
+    batch_audio_s: float
+    learning_rate: float
+    warmup_steps: int = 200
+    ctc_weight: float = 0.3
+    max_grad_norm: float = 1.0
+    save_every: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """audio float32 [B, N]; num_frames int64 [B]; input_ids int64 [B, L] with audio_pad where audio goes, right-padded;
+    targets int64 [B, L], -100 where there is no loss; ctc int64 [B, S] with ctc_lengths."""
+
+    audio: Tensor
+    num_frames: Tensor
+    input_ids: Tensor
+    targets: Tensor
+    ctc: Tensor
+    ctc_lengths: Tensor
+
+
+class Collator:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, characters: str) -> None:
+        """`characters`: what the CTC head writes, all that occur in the `sounds` of the training texts."""
+        self.tokenizer = tokenizer
+        self.characters = {character: index for index, character in enumerate(characters)}
+        self.audio_pad = tokenizer.convert_tokens_to_ids("<|audio_pad|>")
+        self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    def prompt(self, context: str, num_tokens: int) -> list[int]:
+        """Ids of Qwen3-ASR's prompt with `num_tokens` audio places."""
+        before = f"<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>"
+        after = "<|audio_end|><|im_end|>\n<|im_start|>assistant\n"
+        return self.tokenizer.encode(before) + [self.audio_pad] * num_tokens + self.tokenizer.encode(after)
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        lengths = torch.tensor([len(example.audio) // HOP for example in examples])
+        audio = np.zeros((len(examples), int(lengths.max()) * HOP), dtype=np.float32)
+        ids, targets, ctc = [], [], []
+        for row, (example, frames) in enumerate(zip(examples, lengths.tolist(), strict=True)):
+            audio[row, : frames * HOP] = example.audio[: frames * HOP]
+            prompt = self.prompt(example.context, int(num_audio_tokens(torch.tensor(frames))))
+            answer = self.tokenizer.encode(f"language {example.language}<asr_text>{example.text}<|im_end|>")
+            ids.append(torch.tensor(prompt + answer))
+            targets.append(torch.tensor([-100] * (len(prompt) - 1) + answer + [-100]))
+            ctc.append(
+                torch.tensor([self.characters[c] for c in sounds(example.language, example.text)], dtype=torch.int64)
+            )
+        return Batch(
+            torch.from_numpy(audio),
+            lengths,
+            nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad),
+            nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100),
+            nn.utils.rnn.pad_sequence(ctc, batch_first=True),
+            torch.tensor([len(row) for row in ctc]),
+        )
+
+
+def prefetched(examples: Examples, trainer: Trainer, depth: int = 4) -> Iterator[Batch]:
+    """The batches of the steps that are left, made ahead by one thread in a fixed order. While the tower learns
+    alone they are single sentences, first clean, then ever more distorted: alignments are found sooner there."""
+    plan = trainer.plan
+    ready: queue.Queue[Batch] = queue.Queue(depth)
+    steps = range(trainer.step_number, plan.steps)
+
+    def make() -> None:
+        for step in steps:
+            joint = step >= plan.ctc_steps
+            distortion = 1.0 if joint else step / plan.ctc_steps
+            ready.put(trainer.collate(examples.batch(plan.batch_audio_s, joint, distortion)))
+
+    threading.Thread(target=make, daemon=True).start()
+    for _ in steps:
+        yield ready.get()
+
+
+def spec_augment(mel: Tensor, rng: torch.Generator) -> Tensor:
+    """Blank one band of up to 20 mels and one stretch of up to 0.2 s of every 4 s, the same rows for the whole batch."""
+    mel = mel.clone()
+    height = int(torch.randint(0, 21, (1,), generator=rng))
+    top = int(torch.randint(0, mel.shape[1] - height, (1,), generator=rng))
+    mel[:, top : top + height] = 0.0
+    for start in range(0, mel.shape[2] - 20, 400):
+        width = int(torch.randint(0, 21, (1,), generator=rng))
+        left = start + int(torch.randint(0, 380, (1,), generator=rng))
+        mel[:, :, left : left + width] = 0.0
+    return mel
+
+
+class Trainer:
+    """Model, CTC head, optimizer and their step; saved whole, so that a run goes on after an interruption."""
+
+    def __init__(self, model: Qwen3ASRForConditionalGeneration, collate: Collator, plan: Plan) -> None:
+        self.model, self.collate, self.plan = model, collate, plan
+        self.mel = LogMel()
+        hidden = model.config.thinker_config.audio_config.output_dim
+        self.blank = len(collate.characters)
+        self.ctc_head = nn.Linear(hidden, CTC_RATE * (self.blank + 1))
+        parameters = [*model.parameters(), *self.ctc_head.parameters()]
+        decay = [p for p in parameters if p.ndim > 1]
+        rest = [p for p in parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}],
+            lr=plan.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        self.step_number = 0
+        self.rng = torch.Generator().manual_seed(0)
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up at the start of either phase, cosine to 2 % over all steps."""
+        since = step if step < self.plan.ctc_steps else step - self.plan.ctc_steps
+        warm = min(1.0, (since + 1) / self.plan.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.plan.steps))
+        return self.plan.learning_rate * warm * (0.02 + 0.98 * cosine)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(cross-entropy a token, CTC a token); the first is 0 while the tower learns alone."""
+        thinker = self.model.thinker
+        mel = self.mel(batch.audio)
+        if self.step_number >= self.plan.ctc_steps // 2:
+            mel = spec_augment(mel, self.rng)
+        embeds, num_tokens = encode(thinker.audio_tower, mel, batch.num_frames)
+        logits = self.ctc_head(embeds).unflatten(-1, (CTC_RATE, -1)).flatten(1, 2)
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)  # [CTC_RATE * L, B, characters + 1]
+        ctc = F.ctc_loss(
+            log_probs, batch.ctc, CTC_RATE * num_tokens, batch.ctc_lengths, self.blank, "sum", zero_infinity=True
+        )
+        ctc = ctc / batch.ctc_lengths.sum().clamp(min=1)
+        if self.step_number < self.plan.ctc_steps:
+            return torch.zeros(()), ctc
+        hidden = thinker.model(inputs_embeds=self.merge(batch.input_ids, embeds, num_tokens), use_cache=False)
+        wanted = batch.targets != -100
+        logits = thinker.lm_head(hidden.last_hidden_state[wanted])
+        return F.cross_entropy(logits.float(), batch.targets[wanted]), ctc
+
+    def merge(self, input_ids: Tensor, embeds: Tensor, num_tokens: Tensor) -> Tensor:
+        """Token embeddings [B, L, d] with the audio embeddings in the audio places."""
+        text = self.model.thinker.model.embed_tokens(input_ids)
+        valid = torch.arange(embeds.shape[1]) < num_tokens[:, None]
+        places = (input_ids == self.collate.audio_pad).unsqueeze(-1).expand_as(text)
+        return text.masked_scatter(places, embeds[valid].to(text.dtype))
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step_number)
+        # the plain kernel: on CPU the flash kernel's backward takes 1.6 times as long at these lengths
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            ce, ctc = self.losses(batch)
+        loss = ctc if self.step_number < self.plan.ctc_steps else ce + self.plan.ctc_weight * ctc
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.plan.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        return ce.item(), ctc.item()
+
+    @torch.no_grad()
+    def transcribe(self, examples: list[Example], max_new_tokens: int = 160) -> list[str]:
+        """Greedy answers of a batch of examples, "language X<asr_text>..." as decoded."""
+        thinker, tokenizer = self.model.thinker, self.collate.tokenizer
+        batch = self.collate(examples)
+        embeds, num_tokens = encode(thinker.audio_tower, self.mel(batch.audio), batch.num_frames)
+        prompts = [self.collate.prompt("", int(n)) for n in num_tokens]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.collate.pad] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        inputs, cache = self.merge(ids, embeds, num_tokens), DynamicCache()
+        eos = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        answers: list[list[int]] = [[] for _ in examples]
+        alive = torch.ones(len(examples), dtype=torch.bool)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        for _ in range(max_new_tokens):
+            out = thinker.model(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                position_ids=positions[:, -inputs.shape[1] :],
+                past_key_values=cache,
+            )
+            token = thinker.lm_head(out.last_hidden_state[:, -1]).argmax(-1)
+            alive &= token != eos
+            if not alive.any():
+                break
+            for row in alive.nonzero().flatten().tolist():
+                answers[row].append(int(token[row]))
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            inputs = thinker.model.embed_tokens(token[:, None])
+        return tokenizer.batch_decode(answers)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "ctc_head": self.ctc_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def restore(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.ctc_head.load_state_dict(state["ctc_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step"]
+
+
+def train(trainer: Trainer, examples: Examples, dev: dict[str, list[Example]], state: Path, log: Path) -> None:
+    """Run the plan to its end, from `state` when there is one; one JSON line per 50 steps in `log`."""
+    plan = trainer.plan
+    if state.exists():
+        trainer.restore(state)
+        examples.rng.seed(trainer.step_number)  # new examples, not those already seen
+    began, first = time.monotonic(), trainer.step_number
+    sums: list[tuple[float, float]] = []
+    for batch in prefetched(examples, trainer):
+        sums.append(trainer.step(batch))
+        step = trainer.step_number
+        if step % 50 == 0:
+            ce, ctc = (sum(column) / len(sums) for column in zip(*sums, strict=True))
+            seconds = (time.monotonic() - began) / (step - first)
+            line: dict[str, object] = {
+                "step": step,
+                "ce": round(ce, 4),
+                "ctc": round(ctc, 4),
+                "s_per_step": round(seconds, 3),
+            }
+            if step % 1000 == 0 and step > plan.ctc_steps:
+                line["dev_error"] = dev_error(trainer, dev)
+            with log.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+            sums.clear()
+        if step % plan.save_every == 0 or step == plan.steps:
+            trainer.save(state)
+
+
+def dev_error(trainer: Trainer, dev: dict[str, list[Example]]) -> dict[str, float]:
+    """Word error rate (character error rate for Chinese) in percent of each held-out development set."""
+    from pipeline.metrics import ErrorCounts, error_counts
+
+    trainer.model.eval()
+    errors = {}
+    for name, examples in dev.items():
+        counts = ErrorCounts(0, 0, 0, 0)
+        for start in range(0, len(examples), 32):
+            some = examples[start : start + 32]
+            for example, answer in zip(some, trainer.transcribe(some), strict=True):
+                counts += error_counts(example.text, answer.partition("<asr_text>")[2], example.language)
+        errors[name] = round(100 * counts.rate, 2)
+    trainer.model.train()
+    return errors

@@ -1,0 +1,62 @@
+"""The boundary between a job and whatever turns audio into text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.schema import Hypothesis, Segment
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on: it is closed, or its device or its own code failed. No segment is to blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """A segment that the engine could not transcribe, while others of its batch went well.
+
+    Codes: `unsupported_language`, `bad_context`, `segment_too_long`, `out_of_memory` (even alone in its batch),
+    `not_finite` (NaN logits, as float16 overflow makes them), `engine_error` (the exception is in `detail`).
+    """
+
+    segment_id: str
+    code: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+Result = Hypothesis | EngineFailure
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Which weights ran, and how; every output object records it."""
+
+    engine: str
+    model_id: str
+    model_revision: str
+    quantization: str
+    dtype: str
+    device: str
+    attention: str
+    num_parameters: int
+
+
+class AsrEngine(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
+        """One result per segment, in order. Returns at once, from any thread; segments of all pending submissions share
+        batches. The future cannot be cancelled; it raises EngineError when the engine breaks. Submitting to a
+        closed or broken engine raises EngineError."""
+        ...
+
+    def close(self) -> None:
+        """Finish what was submitted, then release the engine. May be called twice."""
+        ...

@@ -1,0 +1,21 @@
+"""Language names as Qwen3-ASR writes them, from the codes that manifests and data sets use."""
+
+from __future__ import annotations
+
+_NAMES = {
+    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
+    "fa": "Persian", "fi": "Finnish", "fil": "Filipino", "fr": "French", "hi": "Hindi", "hu": "Hungarian",
+    "id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "mk": "Macedonian", "ms": "Malay",
+    "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "th": "Thai",
+    "tl": "Filipino", "tr": "Turkish", "vi": "Vietnamese", "yue": "Cantonese", "zh": "Chinese",
+}  # fmt: skip
+"""ISO 639 codes of the languages that Qwen3-ASR supports (qwen_asr.inference.utils.SUPPORTED_LANGUAGES)."""
+
+
+def language_name(name_or_code: str) -> str:
+    """ "en", "en-US" and "english" give "English"; what is not known comes back as it is, for the engine to judge."""
+    text = name_or_code.strip().replace("_", "-")
+    code = text.lower().partition("-")[0]
+    if code in _NAMES:
+        return _NAMES[code]
+    return next((name for name in _NAMES.values() if name.lower() == text.lower()), name_or_code)

@@ -1,0 +1,96 @@
+"""Word and character error rates, normalized as Whisper does, so that figures compare with published ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+# Written without spaces between words. Names as Qwen3-ASR writes them, and codes as data sets do.
+_BY_CHARACTER = frozenset({"chinese", "zh", "cmn", "cantonese", "yue", "japanese", "ja", "jpn", "thai", "th", "tha"})
+_ENGLISH = frozenset({"english", "en", "eng"})
+_TURKISH = frozenset({"turkish", "tr", "tur"})
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """Errors against `num_reference` words (or characters) of reference; `+` pools."""
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    num_reference: int = 0
+
+    @property
+    def num_errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors over reference, 0.05 for 5 %. Without any reference: 0 for no errors, else infinite."""
+        if self.num_reference == 0:
+            return math.inf if self.num_errors else 0.0
+        return self.num_errors / self.num_reference
+
+    def __add__(self, other: ErrorCounts) -> ErrorCounts:
+        return ErrorCounts(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.num_reference + other.num_reference,
+        )
+
+
+def unit_name(language: str) -> Literal["WER", "CER"]:
+    """What `error_counts` of this language add up to: "CER" for Chinese, Cantonese, Japanese and Thai, else "WER"."""
+    return "CER" if _main_language(language) in _BY_CHARACTER else "WER"
+
+
+def normalize(text: str, language: str) -> str:
+    """The text as it is scored: lower case, no punctuation, nothing in brackets, single spaces.
+
+    `language` is a name ("Vietnamese"), a code ("vi", "zh-CN") or several by comma, of which the first decides. English
+    goes through Whisper's EnglishTextNormalizer (which also writes number words as digits, contractions in
+    full, and American spelling), any other language through its BasicTextNormalizer, with marks kept: without
+    them Hindi vowels fall out and split words. Accented letters stay, in composed form (NFKC).
+    """
+    main = _main_language(language)
+    if main in _TURKISH:
+        text = text.replace("İ", "i").replace("I", "ı")  # Unicode's own lower case: "i" with a second dot, and "i"
+    return _normalizer(main in _ENGLISH)(text).strip()
+
+
+def error_counts(reference: str, hypothesis: str, language: str) -> ErrorCounts:
+    """Errors of the hypothesis, both normalized: of words, or of characters (code points) where `unit_name` is CER."""
+    import jiwer
+
+    reference, hypothesis = normalize(reference, language), normalize(hypothesis, language)
+    output: jiwer.CharacterOutput | jiwer.WordOutput
+    if unit_name(language) == "CER":
+        output = jiwer.process_characters(reference.replace(" ", ""), hypothesis.replace(" ", ""))
+    else:
+        output = jiwer.process_words(reference, hypothesis)
+    num_reference = output.hits + output.substitutions + output.deletions
+    return ErrorCounts(output.substitutions, output.deletions, output.insertions, num_reference)
+
+
+def _main_language(language: str) -> str:
+    """The first of `language`, lower case, without a region: "english" of "English,Chinese", "zh" of "zh-CN"."""
+    return re.split(r"[,_-]", language, maxsplit=1)[0].strip().lower()
+
+
+@cache
+def _normalizer(english: bool) -> Callable[[str], str]:
+    normalizer: Callable[[str], str]
+    if english:
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        normalizer = EnglishTextNormalizer()
+    else:
+        from whisper_normalizer.basic import BasicTextNormalizer
+
+        normalizer = BasicTextNormalizer(preserve_marks=True)
+    return normalizer

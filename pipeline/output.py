@@ -1,0 +1,125 @@
+"""The folder that a job writes: what lies where, what is committed, and which configuration it belongs to.
+
+OUT/transcripts/<unit>.parquet   one object a unit; the object's existence is the commit
+OUT/shardscribe.yaml             the resolved configuration and its hash
+OUT/plan.json                    the splits of the newest run, so that `status` can tell what is missing
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline import listing, storage
+from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.units import Done, Split, UnitKey
+
+RECORD_KEY = b"shardscribe"  # of each object's key-value metadata: its run record, JSON
+_METADATA_READERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSplit:
+    split_id: str
+    estimated_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run set out to do: `started_at` in seconds since the epoch, `unit_s` the audio that a unit aims at."""
+
+    run_id: str
+    started_at: float
+    unit_s: float
+    splits: list[PlannedSplit]
+
+
+class Output:
+    """One output folder, local or at any fsspec URL."""
+
+    def __init__(self, url: str, options: storage.Options) -> None:
+        self.url = storage.resolve(url)
+        self._options = options
+        self.transcripts_url = storage.join(self.url, "transcripts")
+
+    def claim(self, config: TranscribeConfig) -> None:
+        """Write the resolved configuration, or make sure that the one already there gives the same results.
+
+        Raises ConfigError when the output belongs to a configuration that would give other rows.
+        """
+        url = storage.join(self.url, "shardscribe.yaml")
+        # without the storage options: they may hold credentials
+        document = {"config_hash": config.result_hash(), "config": config.model_dump(mode="json", exclude={"storage"})}
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        if storage.commit(url, text.encode(), self._options):
+            return
+        there = yaml.safe_load(storage.read_bytes(url, self._options))
+        if there["config_hash"] != document["config_hash"]:
+            changed = ", ".join(_changed(there["config"], document["config"])) or "the version of a section"
+            raise ConfigError(
+                f"{self.url} holds results of another configuration ({changed} changed); "
+                "write to a new output, or set these keys back to go on with this one"
+            )
+
+    def commit_unit(self, key: UnitKey, data: bytes) -> bool:
+        """Put a unit's Parquet bytes in place; False when the unit was already there."""
+        return storage.commit(storage.join(self.transcripts_url, f"{key.name}.parquet"), data, self._options)
+
+    def committed(self) -> dict[str, Done]:
+        """Split id -> its committed units, from one listing of names."""
+        keys: dict[str, list[UnitKey]] = defaultdict(list)
+        for name in listing.file_names(self.transcripts_url, self._options):
+            key = UnitKey.parse(name)
+            if key is not None:
+                keys[key.split_id].append(key)
+        return {split_id: Done.of(found) for split_id, found in keys.items()}
+
+    def write_plan(self, plan: RunPlan) -> None:
+        document = {
+            "run_id": plan.run_id,
+            "started_at": plan.started_at,
+            "unit_s": plan.unit_s,
+            "splits": [[split.split_id, round(split.estimated_s, 1)] for split in plan.splits],
+        }
+        storage.write_bytes(storage.join(self.url, "plan.json"), json.dumps(document).encode(), self._options)
+
+    def read_plan(self) -> RunPlan:
+        """Raises ConfigError when there is no output of ours at the URL."""
+        url = storage.join(self.url, "plan.json")
+        if not storage.exists(url, self._options):
+            raise ConfigError(f"{self.url} holds no plan.json: no `shardscribe transcribe` has written there")
+        document = json.loads(storage.read_bytes(url, self._options))
+        splits = [PlannedSplit(split_id, estimated_s) for split_id, estimated_s in document["splits"]]
+        return RunPlan(document["run_id"], document["started_at"], document["unit_s"], splits)
+
+    def records(self, keys: Iterable[UnitKey]) -> Iterator[dict[str, Any]]:
+        """The run records of committed units, read from the objects' footers by several threads."""
+        with ThreadPoolExecutor(_METADATA_READERS) as pool:
+            yield from pool.map(self._record, keys)
+
+    def _record(self, key: UnitKey) -> dict[str, Any]:
+        url = storage.join(self.transcripts_url, f"{key.name}.parquet")
+        with storage.open_read(url, self._options) as file:
+            metadata = pq.read_metadata(file).metadata
+        return json.loads(metadata[RECORD_KEY])  # type: ignore[no-any-return]
+
+
+def planned(splits: Iterable[Split]) -> list[PlannedSplit]:
+    return [PlannedSplit(split.split_id, split.estimated_s) for split in splits]
+
+
+def _changed(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Paths of the keys whose values differ, those that change no result left out."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if path or key not in ("inputs", "output", "ray"):
+                yield from _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path

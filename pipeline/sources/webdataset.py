@@ -1,0 +1,154 @@
+"""WebDataset tar shards: one split a shard, read in one pass.
+
+A plain tar on a store that can seek is walked by its headers: payloads of committed units are passed over. A gzipped
+tar has to be read through, and its audio is kept aside (on disk when large) until its sidecars are known.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import BinaryIO, Self, cast
+
+from pipeline import storage
+from pipeline.listing import FileInfo
+from pipeline.sources.sample import (
+    AUDIO_SUFFIXES,
+    SIDECAR_SUFFIXES,
+    Sample,
+    UniqueIds,
+    is_hidden,
+    read_sidecars,
+    suffix_of,
+)
+from pipeline.units import Split, estimated_seconds
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_SIDECAR_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class _Member:
+    name: str
+    num_bytes: int
+    open: Callable[[], BinaryIO] | None
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """WebDataset's: the path up to the first dot of the last component."""
+        folder, slash, name = self.name.rpartition("/")
+        return folder + slash + name.split(".", 1)[0]
+
+
+_DAMAGE = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header in mid-file for the end of the archive; here it is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except _DAMAGE as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
+
+
+def plan(infos: Iterable[FileInfo], input_index: int) -> Iterator[Split]:
+    for info in infos:
+        seconds = estimated_seconds("x.flac", info.num_bytes)
+        yield Split("webdataset", [[info.url, info.num_bytes]], info.num_bytes, seconds, input_index)
+
+
+def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
+    """A sample for each audio member, in the order of the tar, with the sidecars of its key.
+
+    A key without audio and the point where a damaged tar breaks are samples with an error.
+    """
+    url = split.items[0][0]
+    ids = UniqueIds()
+    with storage.open_read(url, options) as file:
+        for key, members in groupby(_members(url, file), key=lambda member: member.key):
+            yield from _key_samples(url, key, list(members), ids)
+
+
+def _key_samples(url: str, key: str, members: list[_Member], ids: UniqueIds) -> Iterator[Sample]:
+    audio = [m for m in members if m.error or suffix_of(m.name) in AUDIO_SUFFIXES]
+    others = [
+        m for m in members if m.open and suffix_of(m.name) in SIDECAR_SUFFIXES and m.num_bytes <= _MAX_SIDECAR_BYTES
+    ]
+    if not audio:
+        suffixes = ", ".join(sorted({f".{suffix_of(m.name)}" for m in members}))
+        name = f"{url}/{key}"
+        yield Sample(ids.claim(name), name, 0.0, error=f"no_audio: the key has no audio member, only {suffixes}")
+    for member in audio:
+        name = f"{url}/{member.name}"
+        # names with dots share a key ("talk.v1.0001.wav"): a sidecar of the very same stem goes first
+        stem = member.name.rpartition(".")[0]
+        own = [m for m in others if m.name.rpartition(".")[0] == stem] or others
+        text, language = read_sidecars((m.name, m.open().read()) for m in own if m.open)
+        yield Sample(
+            recording_id=ids.claim(name),
+            audio_filepath=name,
+            estimated_s=estimated_seconds(member.name, member.num_bytes),
+            open=member.open,
+            text_ref=text,
+            language=language,
+            error=member.error,
+        )
+
+
+def _members(url: str, file: BinaryIO) -> Iterator[_Member]:
+    """The tar's files in order; where it is damaged, a last member says so."""
+    try:
+        if _is_gzip(file):
+            with gzip.open(file) as unzipped:
+                yield from _archive_members(cast(BinaryIO, unzipped), can_seek=False, local=True)
+        else:
+            yield from _archive_members(file, can_seek=file.seekable(), local=storage.is_local(url))
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield _Member("(damaged)", 0, None, f"damaged_tar: {url} breaks here, what follows is lost: {error}")
+
+
+def _archive_members(file: BinaryIO, can_seek: bool, local: bool) -> Iterator[_Member]:
+    end = sys.maxsize
+    if can_seek:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+    # never closed: `file` is the caller's, and openers outlive this generator
+    archive = tarfile.open(fileobj=file, mode="r:" if can_seek else "r|", tarinfo=_StrictTarInfo)  # noqa: SIM115
+    while (info := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header it has seen
+        if info.isdir() or is_hidden(info.name):
+            continue
+        if not info.isfile():
+            yield _Member(info.name, 0, None, "no_audio: a link or a device, not a file")
+            continue
+        if info.offset_data + info.size > end:
+            raise tarfile.ReadError(f"the file ends inside {info.name}")
+        yield _Member(info.name, info.size, _opener(archive, info, can_seek, local))
+
+
+def _opener(archive: tarfile.TarFile, info: tarfile.TarInfo, can_seek: bool, local: bool) -> Callable[[], BinaryIO]:
+    def payload() -> BinaryIO:
+        return cast(BinaryIO, archive.extractfile(info))
+
+    if not can_seek:
+        kept = storage.spool(payload())
+        return lambda: kept
+    return payload if local else lambda: storage.spool(payload())
+
+
+def _is_gzip(file: BinaryIO) -> bool:
+    if not file.seekable():
+        return False
+    magic = file.read(len(_GZIP_MAGIC))
+    file.seek(0)
+    return magic == _GZIP_MAGIC

@@ -1,0 +1,240 @@
+"""Units of work: what one is, what it is called, and how its audio travels.
+
+A run's inputs become *splits* (one tar shard, one group of files, a run of Parquet row groups or manifest lines). One
+task reads a split and yields *units* of bounded audio. A unit's name says where it stands, so that a listing of the
+output alone proves what is complete:
+
+    <split_id>-<group:05d>-<part:03d><end>.parquet
+
+`group` counts runs of recordings whose estimated length (from byte sizes alone, no decoding) fills a unit; `part` counts
+the pieces that a group turned out to hold when its recordings are longer than their bytes suggested; `end` is `p` when
+more parts of the group follow, `g` when the group ends here and another follows, `z` when the split ends here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.schema import SAMPLE_RATE_HZ, Hypothesis
+
+End = Literal["p", "g", "z"]
+_UNIT_NAME = re.compile(r"(?P<split>[0-9a-f]{16})-(?P<group>\d{5,})-(?P<part>\d{3,})(?P<end>[pgz])")
+
+BYTES_PER_SECOND = {
+    "wav": 32_000,
+    "flac": 16_000,
+    "mp3": 12_000,
+    "m4a": 12_000,
+    "ogg": 6_000,
+    "opus": 4_000,
+}
+"""Assumed bytes per second of audio by file suffix. Only unit sizes depend on it, never what is read."""
+
+
+def estimated_seconds(name: str, num_bytes: int) -> float:
+    """Seconds of audio that a file of this name and size probably holds."""
+    return num_bytes / BYTES_PER_SECOND.get(name.rsplit(".", 1)[-1].lower(), 12_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What one read task works off, small enough to travel in a row: `kind` names the source that reads it, `items`
+    what to read (JSON values, the source's own), `num_bytes` its size for ordering and estimates."""
+
+    kind: str
+    items: list[Any]
+    num_bytes: int
+    estimated_s: float
+    input_index: int
+
+    @property
+    def split_id(self) -> str:
+        """16 hex digits from kind and items: the same inputs give the same units."""
+        text = json.dumps([self.kind, self.items], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Split:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UnitKey:
+    split_id: str
+    group: int
+    part: int
+    end: End
+
+    @property
+    def name(self) -> str:
+        return f"{self.split_id}-{self.group:05d}-{self.part:03d}{self.end}"
+
+    @classmethod
+    def parse(cls, name: str) -> UnitKey | None:
+        """The key that a file name (with or without `.parquet`) stands for, or None when it is no unit's."""
+        match = _UNIT_NAME.fullmatch(name.removesuffix(".parquet"))
+        if match is None:
+            return None
+        return cls(match["split"], int(match["group"]), int(match["part"]), match["end"])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What is committed of one split."""
+
+    keys: frozenset[UnitKey] = frozenset()
+
+    @classmethod
+    def of(cls, keys: Iterable[UnitKey]) -> Done:
+        return cls(frozenset(keys))
+
+    def has(self, group: int, part: int) -> bool:
+        return any(key.group == group and key.part == part for key in self.keys)
+
+    def group_complete(self, group: int) -> bool:
+        """True when the parts of `group` run from 0 without a gap to one that ends it."""
+        parts = {key.part: key.end for key in self.keys if key.group == group}
+        return _runs_to(parts, {"g", "z"})
+
+    def complete(self) -> bool:
+        """True when every unit of the split is there, proven by the names alone."""
+        groups = {key.group for key in self.keys}
+        last = next((key for key in self.keys if key.end == "z"), None)
+        return last is not None and all(g in groups and self.group_complete(g) for g in range(last.group + 1))
+
+
+def _runs_to(parts: dict[int, End], ends: set[str]) -> bool:
+    last = next((part for part, end in parts.items() if end in ends), None)
+    return last is not None and all(part in parts for part in range(last + 1))
+
+
+@dataclass(slots=True)
+class Recording:
+    """A recording, or the part of one that a unit holds.
+
+    `pcm` is int16 `[num_samples]`, 16 kHz mono; `offset_s` is where it starts in the audio file. A recording that could
+    not be read has `error` ("<reason code>: <detail>") and whatever audio came before it.
+    """
+
+    recording_id: str
+    audio_filepath: str
+    pcm: np.ndarray
+    channel: int | None = None
+    offset_s: float = 0.0
+    language: str | None = None
+    text_ref: str | None = None
+    error: str | None = None
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.pcm) / SAMPLE_RATE_HZ
+
+
+@dataclass(slots=True)
+class Unit:
+    """A unit's audio on its way to the engine: recordings, then (after the segment step) spans of them."""
+
+    key: UnitKey
+    recordings: list[Recording]
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def audio_s(self) -> float:
+        return sum(recording.duration_s for recording in self.recordings)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Samples `[start, start + num_samples)` of `recordings[recording].pcm`, and the share of it that is speech."""
+
+    recording: int
+    start: int
+    num_samples: int
+    speech_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribedSegment:
+    """One row to be: a stretch of a recording with what the engine said, or why there is nothing.
+
+    `offset` and `duration` in seconds of the audio file; `error` is "<reason code>: <detail>", and then there is no
+    hypothesis.
+    """
+
+    segment_id: str
+    recording_id: str
+    audio_filepath: str
+    channel: int | None
+    offset: float
+    duration: float
+    text_ref: str | None
+    speech_ratio: float | None
+    hypothesis: Hypothesis | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribedUnit:
+    """A unit's rows to be. `busy_s` is the wall time from its audio's arrival to its last hypothesis, `engine`
+    the fields of the engine's `EngineInfo`."""
+
+    key: UnitKey
+    segments: list[TranscribedSegment]
+    audio_s: float
+    busy_s: float
+    engine: dict[str, Any]
+
+
+_RECORDING = pa.struct(
+    [
+        ("recording_id", pa.string()),
+        ("audio_filepath", pa.string()),
+        ("channel", pa.int16()),
+        ("offset_s", pa.float64()),
+        ("language", pa.string()),
+        ("text_ref", pa.string()),
+        ("error", pa.string()),
+        ("pcm", pa.large_binary()),
+    ]
+)
+_SPAN = pa.struct(
+    [("recording", pa.int32()), ("start", pa.int64()), ("num_samples", pa.int64()), ("speech_ratio", pa.float32())]
+)
+UNIT_ROW = pa.schema([("unit", pa.string()), ("recordings", pa.list_(_RECORDING)), ("spans", pa.list_(_SPAN))])
+"""How a unit travels between processes: one row, its recordings and spans nested, audio as int16 bytes."""
+
+
+def to_table(unit: Unit) -> pa.Table:
+    """A unit as one `UNIT_ROW`."""
+    recordings = [
+        {name: getattr(recording, name) for name in _RECORDING.names if name != "pcm"} | {"pcm": recording.pcm.data}
+        for recording in unit.recordings
+    ]
+    row = {"unit": unit.key.name, "recordings": recordings, "spans": [asdict(span) for span in unit.spans]}
+    return pa.Table.from_pylist([row], schema=UNIT_ROW)
+
+
+def from_table(table: pa.Table) -> Unit:
+    """The unit of a one-row table. Its audio are read-only views of the table's buffers, never copies."""
+    key = UnitKey.parse(table["unit"][0].as_py())
+    assert key is not None and table.num_rows == 1
+    nested = table["recordings"].combine_chunks().flatten()
+    fields = {name: column for name, column in zip(_RECORDING.names, nested.flatten(), strict=True)}
+    audio = fields.pop("pcm")
+    recordings = []
+    for index in range(len(nested)):
+        buffer = audio[index].as_buffer()
+        pcm = np.frombuffer(buffer, dtype=np.int16)
+        recordings.append(Recording(pcm=pcm, **{name: column[index].as_py() for name, column in fields.items()}))
+    return Unit(key, recordings, [Span(**span) for span in table["spans"][0].as_py()])

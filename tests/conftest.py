@@ -1,0 +1,88 @@
+"""What tests share: tiny checkpoints, shards of noise, a local Ray, and an S3 server in memory, all on loopback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from moto.server import ThreadedMotoServer
+
+from pipeline.config import TranscribeConfig
+from pipeline.schema import SAMPLE_RATE_HZ
+from tests.engine.tiny import build_checkpoint, noise
+
+# Ray reads these when it is first imported. The token is private to this session; a token file that is not at Ray's
+# default path has to exist.
+_token = Path(tempfile.mkdtemp(prefix="shardscribe-ray-")) / "token"
+_token.write_text(secrets.token_hex(16))
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token), "RAY_worker_niceness": "0"}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only; copy it to change a file."""
+    return build_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-qwen3-asr")
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, dict[str, Any]]]:
+    """`storage.options` for a moto server that lives as long as the session. Make a bucket of your own in it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {"s3": {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}}
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A local Ray for the session, which jobs join."""
+    import ray
+
+    path = str(Path(__file__).parent.parent)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+def write_tar(path: Path, durations_s: Sequence[float], prefix: str = "clip") -> Path:
+    """A WebDataset shard of noise clips, each with a reference."""
+    with tarfile.open(path, "w") as tar:
+        for number, seconds in enumerate(durations_s):
+            buffer = io.BytesIO()
+            soundfile.write(buffer, noise(seconds, seed=number), SAMPLE_RATE_HZ, format="WAV")
+            label = json.dumps({"text": f"reference {number}", "language": "en"}).encode()
+            for name, data in (
+                (f"{prefix}-{number:03d}.wav", buffer.getvalue()),
+                (f"{prefix}-{number:03d}.json", label),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def make_config(inputs: str | Sequence[Any], output: Path | str, model: Path, **sections: Any) -> TranscribeConfig:
+    """A configuration on a tiny checkpoint: short texts, small units."""
+    data: dict[str, Any] = {
+        "inputs": [inputs] if isinstance(inputs, str) else list(inputs),
+        "output": str(output),
+        "units": {"target_s": 10},
+        "engine": {"model": str(model), "max_new_tokens": 6},
+    }
+    return TranscribeConfig.model_validate(data | sections)
