@@ -98,9 +98,25 @@ def models(debug: Debug = False) -> None:
         job.run(Console())
 
 
+@app.command(epilog=EXAMPLES + "shardscribe family --fsdd data/fsdd --work build/family")
+def family(
+    fsdd: Annotated[Path, typer.Option("--fsdd", help="Folder of WebDataset shards of the Free Spoken Digit Dataset.")],
+    work: Annotated[Path, typer.Option("--work", help="Where speech, logs and checkpoints go.")] = Path("build/family"),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Train this one, do nothing else.")] = None,
+    install: Annotated[bool, typer.Option("--install", help="Replace the checkpoints of this package.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make the embedded checkpoints anew: synthesize speech, train, evaluate, write the card. Takes two hours."""
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        from jobs import family as job
+
+        job.run(fsdd, work, only or [], install, console)
+
+
 @contextmanager
 def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
-    """Let a user's mistake end the command with its message, and anything else with its last line and a way to see more."""
+    """End the command with the message of a user's mistake, or the last line of any other error and how to see more."""
     try:
         yield
     except typer.Exit:

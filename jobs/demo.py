@@ -1,9 +1,10 @@
-"""The main job on what comes with the package: three languages, real digits and one long recording, in about a minute."""
+"""The main job on what comes with the package: three languages, real digits, one long recording; about a minute."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 from rich.console import Console
@@ -36,7 +37,7 @@ def show(config: TranscribeConfig, console: Console) -> None:
     output = Output(config.output, config.storage.options)
     columns = ["recording_id", "offset", "duration", "language", "text", "text_ref"]
     rows = ds.dataset(output.transcripts_url).to_table(columns=columns).to_pylist()
-    recordings: dict[str, list[dict[str, object]]] = defaultdict(list)
+    recordings: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (row["recording_id"], row["offset"])):
         recordings[row["recording_id"]].append(row)
 
@@ -53,7 +54,7 @@ def show(config: TranscribeConfig, console: Console) -> None:
             counts = error_counts(str(reference), text, spoken)
             totals[spoken] += counts
             error = f"{100 * counts.rate:.1f} %"
-        seconds = sum(float(segment["duration"]) for segment in segments)  # type: ignore[arg-type]
+        seconds = sum(segment["duration"] for segment in segments)
         table.add_row(_short(recording_id), f"{seconds:.1f} s", language, _clipped(text), error)
     console.print(table)
     for language, counts in totals.items():

@@ -39,13 +39,13 @@ def run(fsdd: Path, work: Path, only: list[str], install: bool, console: Console
         for name, items in sets.items():
             heldout.write_shard(work / "heldout" / f"{name}.tar", [(item, "opus") for item in items])
         heldout.write_samples(work / "samples", sets, recipe.SEED)
+    scores: dict[str, dict[str, object]] = {}
     for name in CHECKPOINTS:
-        scores = evaluation.evaluate(str(work / name), work / "heldout")
-        document = {set_name: asdict(score) for set_name, score in scores.items()}
-        (work / f"{name}.scores.json").write_text(json.dumps(document, indent=1) + "\n")
-        console.print(
-            f"{name}: " + ", ".join(f"{key} {100 * score.counts.rate:.2f} %" for key, score in scores.items())
-        )
+        found = evaluation.evaluate(str(work / name), work / "heldout")
+        scores[name] = {key: asdict(score) for key, score in found.items()}
+        figures = ", ".join(f"{key} {100 * score.counts.rate:.2f} %" for key, score in found.items())
+        console.print(f"{name}: {figures}", highlight=False, soft_wrap=True)
+    (work / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     (work / "README.md").write_text(card.card(work, CHECKPOINTS), encoding="utf-8")
     if install:
         for name in (*CHECKPOINTS, "heldout", "samples"):
@@ -53,5 +53,6 @@ def run(fsdd: Path, work: Path, only: list[str], install: bool, console: Console
             shutil.copytree(work / name, EMBEDDED_FOLDER / name)
         for name in CHECKPOINTS:
             shutil.copy(work / f"{name}.jsonl", EMBEDDED_FOLDER / name / "training.jsonl")
-        shutil.copy(work / "README.md", EMBEDDED_FOLDER / "README.md")
+        for file in ("README.md", "scores.json"):
+            shutil.copy(work / file, EMBEDDED_FOLDER / file)
         console.print(f"installed in {EMBEDDED_FOLDER}", highlight=False)

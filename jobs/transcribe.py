@@ -7,6 +7,7 @@ prove   every planned split is complete in the output, by its names alone
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from pipeline import output as outputs
 from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.engine.checkpoint import folder_revision
 from pipeline.output import Output, RunPlan
 from pipeline.progress import Progress, duration
 from pipeline.sources.plan import plan
@@ -67,7 +69,8 @@ def dry_run(config: TranscribeConfig, console: Console) -> int:
     committed = sum(len(done.keys) for done in work.done.values())
     lines = [
         f"inputs    {', '.join(source.path for source in config.inputs)}",
-        f"          {len(work.splits):,} splits, {num_bytes / 1e9:,.2f} GB, ~{duration(total_s)} of audio, ~{units:,} units",
+        f"          {len(work.splits):,} splits, {num_bytes / 1e9:,.2f} GB, "
+        f"~{duration(total_s)} of audio, ~{units:,} units",
         f"output    {output.url}",
         f"          {committed:,} units committed, {len(work.splits) - len(work.pending):,} splits complete",
         f"to do     {len(work.pending):,} splits, at most ~{duration(work.pending_s)} of audio",
@@ -78,13 +81,13 @@ def dry_run(config: TranscribeConfig, console: Console) -> int:
 
 
 def run(config: TranscribeConfig, console: Console) -> int:
-    """Run the job to its end and return its exit code: 0, or 3 when some recordings failed, or 1 when units are missing.
+    """Run the job to its end and return its exit code: 0, 3 when some recordings failed, 1 when units are missing.
 
     Raises ConfigError for what the user can mend; any other exception ends the job with what was committed kept.
     """
     output = Output(config.output, config.storage.options)
     work = plan_work(config, output)
-    output.claim(config)
+    output.claim(config, folder_revision(config.engine.model))
     run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     if work.pending:
         output.write_plan(RunPlan(run_id, time.time(), config.units.target_s, outputs.planned(work.splits)))
@@ -136,7 +139,7 @@ def connect(config: TranscribeConfig) -> None:
         object_store_memory=config.ray.object_store_bytes if local else None,
         include_dashboard=False if local else None,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
 
 

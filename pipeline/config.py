@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputConfig(_Section):
@@ -79,6 +79,10 @@ class EngineConfig(_Section):
     batch_audio_s: float = Field(480.0, gt=0)  # padded audio of one batch
 
 
+ENGINE_SPEED_KEYS = {"device", "threads", "batch_size", "batch_audio_s"}
+"""Keys of `EngineConfig` that change no row."""
+
+
 class LabelsConfig(_Section):
     """Thresholds of the filters; a row that one of them catches is kept and marked (`keep`, `filter_reasons`)."""
 
@@ -101,7 +105,7 @@ class RayConfig(_Section):
 
 
 class StorageConfig(_Section):
-    """fsspec options by protocol, as in `{s3: {endpoint_url: ..., anon: true}}`. Credentials belong in the environment."""
+    """fsspec options by protocol: `{s3: {endpoint_url: ..., anon: true}}`. Credentials belong in the environment."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -123,7 +127,7 @@ class TranscribeConfig(_Section):
         data = self.model_dump(
             mode="json",
             include={"audio", "units", "segmentation", "engine", "labels"},
-            exclude={"engine": {"device", "threads", "batch_size", "batch_audio_s"}},
+            exclude={"engine": ENGINE_SPEED_KEYS},
         )
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -184,7 +188,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _index(node: Any, key: str, override: str) -> int:
-    if not isinstance(node, list) or not key.isdigit() or int(key) >= len(node):
+    if not isinstance(node, list) or not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(f"--set {override}: there is no `{key}` to go into")
     return int(key)
 
@@ -200,6 +204,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"unknown key `{key}`; {hint}"
     if detail["type"] == "missing":
         return f"`{key}` is required"
+    if detail["type"] == "too_short":
+        return f"`{key}` needs at least {detail['ctx']['min_length']} item"
     message = detail["msg"].replace("Input should", "should")
     if detail["type"] == "value_error":
         return f"`{key}`: {message.removeprefix('Value error, ')}"
@@ -210,15 +216,14 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
 
 def _names_beside(model: type[BaseModel], location: list[Any]) -> list[str]:
     """The keys that the section of `location` knows."""
-    section: Any = model
+    section = model
     for part in location[:-1]:
-        if isinstance(part, str) and isinstance(section, type) and part in section.model_fields:
-            section = section.model_fields[part].annotation
-        section = _section_in(section)
+        if part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation)
     return list(section.model_fields)
 
 
-def _section_in(annotation: Any) -> Any:
+def _section_in(annotation: Any) -> type[BaseModel]:
     """The model class inside `list[Annotated[Model, ...]]` and the like."""
     while not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
         annotation = get_args(annotation)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -38,8 +38,9 @@ def transcribe(
     An exception of a step ends the job and is raised here; what was committed stays.
     """
     receipts = dataset(splits, done, config, run_id)
-    for batch in receipts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        yield Receipt(**batch.to_pylist()[0])
+    tables: Iterable[pa.Table] = receipts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
+    for table in tables:
+        yield Receipt(**table.to_pylist()[0])
 
 
 def dataset(splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str) -> ray.data.Dataset:

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline import listing, storage
-from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.config import ENGINE_SPEED_KEYS, ConfigError, TranscribeConfig
 from pipeline.units import Done, Split, UnitKey
 
 RECORD_KEY = b"shardscribe"  # of each object's key-value metadata: its run record, JSON
 _METADATA_READERS = 16
+_NO_RESULT = {"inputs", "output", "ray", *(f"engine.{key}" for key in ENGINE_SPEED_KEYS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +50,30 @@ class Output:
         self._options = options
         self.transcripts_url = storage.join(self.url, "transcripts")
 
-    def claim(self, config: TranscribeConfig) -> None:
+    def claim(self, config: TranscribeConfig, model_revision: str | None = None) -> None:
         """Write the resolved configuration, or make sure that the one already there gives the same results.
 
+        `model_revision` says which weights a folder holds at the moment; None for a Hub id, whose revision is config.
         Raises ConfigError when the output belongs to a configuration that would give other rows.
         """
         url = storage.join(self.url, "shardscribe.yaml")
-        # without the storage options: they may hold credentials
-        document = {"config_hash": config.result_hash(), "config": config.model_dump(mode="json", exclude={"storage"})}
+        document = {
+            "config_hash": config.result_hash(),
+            "model_revision": model_revision,
+            # without the storage options: they may hold credentials
+            "config": config.model_dump(mode="json", exclude={"storage"}),
+        }
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         if storage.commit(url, text.encode(), self._options):
             return
         there = yaml.safe_load(storage.read_bytes(url, self._options))
-        if there["config_hash"] != document["config_hash"]:
-            changed = ", ".join(_changed(there["config"], document["config"])) or "the version of a section"
+        changed = list(_changed(there["config"], document["config"]))
+        if there["model_revision"] != model_revision and "engine.model" not in changed:
+            changed.append(f"the weights in {config.engine.model}")
+        if there["config_hash"] != document["config_hash"] or there["model_revision"] != model_revision:
             raise ConfigError(
-                f"{self.url} holds results of another configuration ({changed} changed); "
-                "write to a new output, or set these keys back to go on with this one"
+                f"{self.url} holds results of another configuration (changed: {', '.join(changed)}); "
+                "write to a new output, or set that back to go on with this one"
             )
 
     def commit_unit(self, key: UnitKey, data: bytes) -> bool:
@@ -119,7 +127,8 @@ def _changed(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Paths of the keys whose values differ, those that change no result left out."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if path or key not in ("inputs", "output", "ray"):
-                yield from _changed(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            below = f"{path}.{key}" if path else key
+            if below not in _NO_RESULT:
+                yield from _changed(old.get(key), new.get(key), below)
     elif old != new:
         yield path

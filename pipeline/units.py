@@ -6,14 +6,15 @@ output alone proves what is complete:
 
     <split_id>-<group:05d>-<part:03d><end>.parquet
 
-`group` counts runs of recordings whose estimated length (from byte sizes alone, no decoding) fills a unit; `part` counts
-the pieces that a group turned out to hold when its recordings are longer than their bytes suggested; `end` is `p` when
-more parts of the group follow, `g` when the group ends here and another follows, `z` when the split ends here.
+`group` counts runs of recordings whose estimated length (from byte sizes alone, no decoding) fills a unit; `part`
+counts the pieces that a group turned out to hold when its recordings are longer than their bytes suggested; `end` is
+`p` when more parts of the group follow, `g` when the group ends here and another follows, `z` when the split ends here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -229,12 +230,21 @@ def from_table(table: pa.Table) -> Unit:
     """The unit of a one-row table. Its audio are read-only views of the table's buffers, never copies."""
     key = UnitKey.parse(table["unit"][0].as_py())
     assert key is not None and table.num_rows == 1
-    nested = table["recordings"].combine_chunks().flatten()
+    (row,) = (chunk for chunk in table["recordings"].chunks if len(chunk))  # combine_chunks() would copy
+    nested = row.flatten()
     fields = {name: column for name, column in zip(_RECORDING.names, nested.flatten(), strict=True)}
-    audio = fields.pop("pcm")
-    recordings = []
-    for index in range(len(nested)):
-        buffer = audio[index].as_buffer()
-        pcm = np.frombuffer(buffer, dtype=np.int16)
-        recordings.append(Recording(pcm=pcm, **{name: column[index].as_py() for name, column in fields.items()}))
+    audio = _pcm_views(fields.pop("pcm"))
+    recordings = [
+        Recording(pcm=pcm, **{name: column[index].as_py() for name, column in fields.items()})
+        for index, pcm in enumerate(audio)
+    ]
     return Unit(key, recordings, [Span(**span) for span in table["spans"][0].as_py()])
+
+
+def _pcm_views(column: pa.LargeBinaryArray) -> list[np.ndarray]:
+    """Views of the column's data buffer; the buffer of a scalar of it would be a copy (Arrow makes it one)."""
+    if len(column) == 0:
+        return []
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    return [np.frombuffer(data.slice(start, end - start), np.int16) for start, end in itertools.pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""Training examples drawn from clean banks: sentences joined to windows of up to 30 s, in rooms, noise and telephone bands.
+"""Training examples from clean banks: sentences joined to windows of up to 30 s, in rooms, noise and telephone bands.
 
 Everything is drawn from one `random.Random` and one numpy generator, so a seed fixes the whole sequence of examples.
 """
@@ -152,7 +152,8 @@ class Examples:
         if quiet:
             return (noise * 10 ** self.rng.uniform(-5, -1.5)).astype(np.float32)
         level = np.sqrt(np.mean(audio**2)) * 10 ** (-self.rng.uniform(5, 35) / 20)
-        return audio + noise * level
+        noisy: np.ndarray = audio + noise * level
+        return noisy
 
 
 def _convolve(audio: np.ndarray, taps: np.ndarray) -> np.ndarray:

@@ -339,7 +339,6 @@ _ZH: dict[str, list[str]] = {
     "run": _words("跑来跑去 休息 喝水 吃东西 玩 叫"),
     "person": _words("{name} {surname}{title} {surname}{title} 我{kin} 那个{job}"),
     "who": _words("{person} {person} {person} {person} 我 我们 他 他们"),
-    "adjthing": ["{thing}", "{thing}", "{color}的那{thing}"],
     "sentence": _lines(
         """
         {past}{who}在{place}{do}了一{thing}。

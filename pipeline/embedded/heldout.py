@@ -1,7 +1,8 @@
 """What the family is judged and shown on: held-out sets, sample shards for the demo, and long recordings.
 
-Voices, sentences and the digit speaker of all of them never occur in training. The sets are shipped as Opus in WebDataset
-shards, so that everyone measures on the same audio; what a shard holds is what the figures of the model card are about.
+Voices, sentences and the digit speaker of all of them never occur in training. The sets are shipped as Opus in
+WebDataset shards, so that everyone measures on the same audio; what a shard holds is what the figures of the model card
+are about.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import json
 import random
 import tarfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ WINDOWS = 12  # of several sentences joined, up to 29 s
 DIGIT_STRINGS = 150
 CODES = {"English": "en", "Vietnamese": "vi", "Chinese": "zh"}
 CODECS = ("wav", "flac", "mp3", "ogg", "m4a", "opus")
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 OPUS_COMPRESSION = 0.928  # 24 kbit/s: libsndfile maps 0 to 1 on 256 to 6
 
 
@@ -85,8 +88,8 @@ def heldout_sets(work: Path, digits: dict[str, dict[int, list[DigitClip]]], seed
 def long_recording(key: str, language: str, duration_s: float, seed: int) -> Item:
     """At least `duration_s` of unheard sentences in unheard voices, a few paragraphs a voice, over faint noise.
 
-    The item's `sentences` say where each is: text, offset, duration in seconds. Pauses are 0.35 to 0.9 s between sentences
-    and longer between paragraphs.
+    The item's `sentences` say where each is: text, offset, duration in seconds. Pauses are 0.35 to 0.9 s between
+    sentences and longer between paragraphs.
     """
     rng = random.Random(f"{seed}-{key}")
     texts = sentences(language, "test", 100_000, rng)
@@ -159,7 +162,28 @@ def encode(audio: np.ndarray, codec: str) -> bytes:
     container, subtype = formats.get(codec, (codec.upper(), "PCM_16"))
     options = {"compression_level": OPUS_COMPRESSION} if codec == "opus" else {}
     soundfile.write(buffer, np.clip(audio, -1, 1), SAMPLE_RATE_HZ, format=container, subtype=subtype, **options)
-    return buffer.getvalue()
+    return _with_fixed_serial(buffer.getvalue()) if container == "OGG" else buffer.getvalue()
+
+
+def _with_fixed_serial(ogg: bytes) -> bytes:
+    """The same Ogg stream, its serial number 1: libsndfile draws one from the clock. Pages: RFC 3533, section 6."""
+    data = bytearray(ogg)
+    start = 0
+    while start < len(data):
+        num_segments = data[start + 26]
+        body = start + 27 + num_segments
+        end = body + sum(data[start + 27 : body])
+        data[start + 14 : start + 18] = (1).to_bytes(4, "little")
+        data[start + 22 : start + 26] = bytes(4)  # the checksum is taken with zeros in its own place
+        data[start + 22 : start + 26] = _ogg_checksum(data[start:end]).to_bytes(4, "little")
+        start = end
+    return bytes(data)
+
+
+def _ogg_checksum(page: bytes | bytearray) -> int:
+    """CRC-32 with the highest bit first, no start value and no final xor: zlib's with all that mirrored and undone."""
+    checksum = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{checksum:032b}"[::-1], 2)
 
 
 def _encode_aac(audio: np.ndarray, buffer: io.BytesIO) -> None:
@@ -167,5 +191,6 @@ def _encode_aac(audio: np.ndarray, buffer: io.BytesIO) -> None:
         stream = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         frame = av.AudioFrame.from_ndarray(audio.astype(np.float32)[None], format="fltp", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ
+        frame.pts = 0  # without it the file does not say that AAC begins 64 ms early, and decodes late
         for packet in itertools.chain(stream.encode(frame), stream.encode(None)):
             container.mux(packet)

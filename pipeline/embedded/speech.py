@@ -3,8 +3,8 @@
 A *bank* is one memory-mapped file of clean int16 speech at 16 kHz with an index; noise, rooms and telephone bands are
 added when an example is drawn (`pipeline.embedded.examples`), so that one bank gives ever new examples.
 
-Voices and sentences of the held-out sets never occur in training: every espeak variant belongs to exactly one set, and so
-does every sentence (by a hash of its text) and every digit speaker.
+Voices and sentences of the held-out sets never occur in training: every espeak variant belongs to exactly one set, and
+so does every sentence (by a hash of its text) and every digit speaker.
 """
 
 from __future__ import annotations
@@ -37,67 +37,13 @@ ACCENTS = {
 }
 TEST_VARIANTS = ("f3", "m4", "Andrea", "Mario", "anika", "steph", "steph2", "steph3", "victor", "Hugo")
 DEV_VARIANTS = ("f2", "m6", "belinda", "paul")
-TRAIN_VARIANTS = [
-    "f1",
-    "f4",
-    "f5",
-    "m1",
-    "m2",
-    "m3",
-    "m5",
-    "m7",
-    "m8",
-    "Alex",
-    "Alicia",
-    "Andy",
-    "Annie",
-    "Denis",
-    "Diogo",
-    "Gene",
-    "Gene2",
-    "Henrique",
-    "Jacky",
-    "Lee",
-    "Marco",
-    "Michael",
-    "Mike",
-    "Nguyen",
-    "Storm",
-    "adam",
-    "antonio",
-    "aunty",
-    "benjamin",
-    "boris",
-    "caleb",
-    "david",
-    "ed",
-    "edward",
-    "edward2",
-    "grandma",
-    "grandpa",
-    "gustave",
-    "iven",
-    "iven2",
-    "iven3",
-    "iven4",
-    "john",
-    "kaukovalta",
-    "linda",
-    "marcelo",
-    "max",
-    "michel",
-    "miguel",
-    "norbert",
-    "pablo",
-    "pedro",
-    "quincy",
-    "rob",
-    "robert",
-    "sandro",
-    "shelby",
-    "travis",
-    "zac",
-]
+TRAIN_VARIANTS = (
+    "f1", "f4", "f5", "m1", "m2", "m3", "m5", "m7", "m8", "Alex", "Alicia", "Andy", "Annie", "Denis", "Diogo",
+    "Gene", "Gene2", "Henrique", "Jacky", "Lee", "Marco", "Michael", "Mike", "Nguyen", "Storm", "adam", "antonio",
+    "aunty", "benjamin", "boris", "caleb", "david", "ed", "edward", "edward2", "grandma", "grandpa", "gustave",
+    "iven", "iven2", "iven3", "iven4", "john", "kaukovalta", "linda", "marcelo", "max", "michel", "miguel",
+    "norbert", "pablo", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "travis", "zac",
+)  # fmt: skip
 VARIANTS = {"train": TRAIN_VARIANTS, "dev": DEV_VARIANTS, "test": TEST_VARIANTS}
 
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -186,8 +132,8 @@ def speak_all(
 def speak(language: str, text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray | None:
     """Speak one sentence with espeak-ng: int16 `[num_samples]` at 16 kHz, silence at both ends trimmed to 50 ms.
 
-    None where espeak-ng 1.51 crashes (a few variants do on a few texts, always the same). Raises RuntimeError when it is
-    missing or says nothing.
+    None where espeak-ng 1.51 crashes (a few variants do on a few texts, always the same). Raises RuntimeError when it
+    is missing or says nothing.
     """
     if shutil.which("espeak-ng") is None:
         raise RuntimeError("espeak-ng is not installed; it speaks the training sentences (Debian: espeak-ng)")
@@ -224,7 +170,7 @@ def _spoken(language: str, text: str) -> str:
 
 
 def sounds(language: str, text: str) -> str:
-    """What of a text is heard, for the CTC head: lower-case letters, pinyin with tone digits for Chinese, no punctuation."""
+    """What of a text is heard, for the CTC head: lower-case letters (Chinese: pinyin with tone digits) and spaces."""
     return "".join(
         character for character in _spoken(language, text).lower() if character.isalnum() or character == " "
     )

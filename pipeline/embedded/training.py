@@ -1,7 +1,7 @@
 """Trains one checkpoint of the embedded family.
 
-Cross-entropy alone takes thousands of steps to find the audio; a throw-away CTC head on the tower finds it in hundreds. So
-the tower first learns with CTC alone, then tower and decoder together with cross-entropy + 0.3 CTC.
+Cross-entropy alone takes thousands of steps to find the audio; a throw-away CTC head on the tower finds it in hundreds.
+So the tower first learns with CTC alone, then tower and decoder together with cross-entropy + 0.3 CTC.
 """
 
 from __future__ import annotations
@@ -33,16 +33,33 @@ CTC_RATE = 2  # characters that one audio token (77 ms) may stand for: English h
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast: steps, audio seconds of a batch, peak learning rate."""
+    """How long and how fast. Three stages, each easier than what it prepares for:
+
+    - `ctc_steps`: the tower alone, with CTC; single sentences, first clean, then ever more distorted
+    - `single_steps`: tower and decoder; single sentences, a little distorted, in small batches, because the decoder
+      needs many steps rather than much audio until it listens
+    - `mixed_steps`: everything, joined to windows of up to 30 s, fully distorted; the learning rate falls
+    """
 
     ctc_steps: int
-    steps: int
-    batch_audio_s: float
+    single_steps: int
+    mixed_steps: int
     learning_rate: float
+    batch_audio_s: float = 45.0
+    single_batch_audio_s: float = 32.0
+    single_distortion: float = 0.4
     warmup_steps: int = 200
     ctc_weight: float = 0.3
     max_grad_norm: float = 1.0
     save_every: int = 250
+
+    @property
+    def mixed_from(self) -> int:
+        return self.ctc_steps + self.single_steps
+
+    @property
+    def steps(self) -> int:
+        return self.mixed_from + self.mixed_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +87,8 @@ class Collator:
         """Ids of Qwen3-ASR's prompt with `num_tokens` audio places."""
         before = f"<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>"
         after = "<|audio_end|><|im_end|>\n<|im_start|>assistant\n"
-        return self.tokenizer.encode(before) + [self.audio_pad] * num_tokens + self.tokenizer.encode(after)
+        ids: list[int] = self.tokenizer.encode(before) + [self.audio_pad] * num_tokens + self.tokenizer.encode(after)
+        return ids
 
     def __call__(self, examples: list[Example]) -> Batch:
         lengths = torch.tensor([len(example.audio) // HOP for example in examples])
@@ -96,17 +114,20 @@ class Collator:
 
 
 def prefetched(examples: Examples, trainer: Trainer, depth: int = 4) -> Iterator[Batch]:
-    """The batches of the steps that are left, made ahead by one thread in a fixed order. While the tower learns
-    alone they are single sentences, first clean, then ever more distorted: alignments are found sooner there."""
+    """The batches of the steps that are left, made ahead by one thread in a fixed order."""
     plan = trainer.plan
     ready: queue.Queue[Batch] = queue.Queue(depth)
     steps = range(trainer.step_number, plan.steps)
 
     def make() -> None:
         for step in steps:
-            joint = step >= plan.ctc_steps
-            distortion = 1.0 if joint else step / plan.ctc_steps
-            ready.put(trainer.collate(examples.batch(plan.batch_audio_s, joint, distortion)))
+            if step < plan.ctc_steps:
+                batch = examples.batch(plan.batch_audio_s, joined=False, distortion=step / plan.ctc_steps)
+            elif step < plan.mixed_from:
+                batch = examples.batch(plan.single_batch_audio_s, joined=False, distortion=plan.single_distortion)
+            else:
+                batch = examples.batch(plan.batch_audio_s)
+            ready.put(trainer.collate(batch))
 
     threading.Thread(target=make, daemon=True).start()
     for _ in steps:
@@ -114,7 +135,7 @@ def prefetched(examples: Examples, trainer: Trainer, depth: int = 4) -> Iterator
 
 
 def spec_augment(mel: Tensor, rng: torch.Generator) -> Tensor:
-    """Blank one band of up to 20 mels and one stretch of up to 0.2 s of every 4 s, the same rows for the whole batch."""
+    """Blank a band of up to 20 mels and a stretch of up to 0.2 s of every 4 s, the same rows for the whole batch."""
     mel = mel.clone()
     height = int(torch.randint(0, 21, (1,), generator=rng))
     top = int(torch.randint(0, mel.shape[1] - height, (1,), generator=rng))
@@ -148,17 +169,18 @@ class Trainer:
         self.rng = torch.Generator().manual_seed(0)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up at the start of either phase, cosine to 2 % over all steps."""
-        since = step if step < self.plan.ctc_steps else step - self.plan.ctc_steps
-        warm = min(1.0, (since + 1) / self.plan.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.plan.steps))
-        return self.plan.learning_rate * warm * (0.02 + 0.98 * cosine)
+        """Warm-up at the start of CTC and of joint training; cosine to 2 % over the mixed steps."""
+        plan = self.plan
+        since = step if step < plan.ctc_steps else step - plan.ctc_steps
+        warm = min(1.0, (since + 1) / plan.warmup_steps)
+        fall = max(0.0, (step - plan.mixed_from) / plan.mixed_steps)
+        return plan.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fall)))
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(cross-entropy a token, CTC a token); the first is 0 while the tower learns alone."""
         thinker = self.model.thinker
         mel = self.mel(batch.audio)
-        if self.step_number >= self.plan.ctc_steps // 2:
+        if self.step_number >= self.plan.mixed_from:
             mel = spec_augment(mel, self.rng)
         embeds, num_tokens = encode(thinker.audio_tower, mel, batch.num_frames)
         logits = self.ctc_head(embeds).unflatten(-1, (CTC_RATE, -1)).flatten(1, 2)
@@ -176,7 +198,7 @@ class Trainer:
 
     def merge(self, input_ids: Tensor, embeds: Tensor, num_tokens: Tensor) -> Tensor:
         """Token embeddings [B, L, d] with the audio embeddings in the audio places."""
-        text = self.model.thinker.model.embed_tokens(input_ids)
+        text: Tensor = self.model.thinker.model.embed_tokens(input_ids)
         valid = torch.arange(embeds.shape[1]) < num_tokens[:, None]
         places = (input_ids == self.collate.audio_pad).unsqueeze(-1).expand_as(text)
         return text.masked_scatter(places, embeds[valid].to(text.dtype))

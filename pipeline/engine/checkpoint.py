@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 MODEL_TYPE = "qwen3_asr"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 _FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
@@ -52,7 +53,7 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         path, commit = _embedded(model), None
     elif Path(model).expanduser().is_dir():
         path, commit = Path(model).expanduser().resolve(), None
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+    elif _HUB_ID.fullmatch(model):
         path = _download(model, revision)
         commit = path.name
     else:
@@ -63,6 +64,15 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         raise CheckpointError(f"engine.revision: {revision!r} is for Hub ids; {model!r} is a folder, remove the key")
     eos_token_ids = _validate(path)
     return Checkpoint(path, model, commit or content_hash(path), eos_token_ids)
+
+
+def folder_revision(model: str) -> str | None:
+    """The revision of a checkpoint in a folder (or embedded), validated; None for a Hub id, which is not fetched.
+
+    Raises CheckpointError.
+    """
+    is_folder = model.startswith("embedded/") or Path(model).expanduser().is_dir() or not _HUB_ID.fullmatch(model)
+    return resolve(model).revision if is_folder else None
 
 
 def content_hash(path: Path) -> str:

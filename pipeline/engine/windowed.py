@@ -1,8 +1,9 @@
 """The audio tower over a whole batch: attention windows as the published model means them, as a batch of windows.
 
 Positions restart every 100 mel frames and attention windows of 104 tokens never see each other
-(qwen_asr/core/transformers_backend/modeling_qwen3_asr.py, `Qwen3ASRAudioEncoder.forward`), so the windows of all clips are
-one static batch `[N, <=104, d_model]` with a key mask on the tail. Differentiable: training and distillation use it too.
+(qwen_asr/core/transformers_backend/modeling_qwen3_asr.py, `Qwen3ASRAudioEncoder.forward`), so the windows of all clips
+are one static batch `[N, <=104, d_model]` with a key mask on the tail. Differentiable: training and distillation use it
+too.
 """
 
 from __future__ import annotations
@@ -75,4 +76,5 @@ def _layers(tower: Qwen3ASRAudioEncoder, x: Tensor, valid: Tensor) -> Tensor:
         x = x + attention.out_proj(h.transpose(1, 2).flatten(2))
         h = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
         x = x + layer.fc2(h)
-    return tower.proj2(tower.act(tower.proj1(tower.ln_post(x))))
+    embeddings: Tensor = tower.proj2(tower.act(tower.proj1(tower.ln_post(x))))
+    return embeddings

@@ -1,0 +1,197 @@
+"""What a user may write in a configuration, and what is said about what they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import ConfigError, TranscribeConfig, load_config, validate
+
+BASE = "inputs: [a.tar]\noutput: out\n"
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> TranscribeConfig:
+    path = tmp_path / "conf.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(TranscribeConfig, path, overrides)
+
+
+def config(**sections: Any) -> TranscribeConfig:
+    return TranscribeConfig.model_validate({"inputs": ["a.tar"], "output": "out"} | sections)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inputs: [a.tar]", "`output` is required"),
+        (BASE + "engin: {}", "unknown key `engin`; did you mean `engine`?"),
+        (BASE + "engine: {batchsize: 3}", "unknown key `engine.batchsize`; did you mean `batch_size`?"),
+        (BASE + "audio: {zzz: 3}", "unknown key `audio.zzz`; known here: channels"),
+        (BASE + "engine: 5", "`engine` should be a section of keys, not 5"),
+        (BASE + "engine: {batch_size: 0}", "`engine.batch_size` should be greater than 0, not 0"),
+        (BASE + "engine: {batch_size: many}", "`engine.batch_size` should be a valid integer"),
+        (BASE + "audio: {channels: both}", "`audio.channels` should be 'mix' or 'split', not 'both'"),
+        (BASE + "segmentation: {min_s: 40}", "`segmentation`: min_s (40.0) must be below max_s (30.0)"),
+        (BASE + "units: {target_s: .inf}", "`units.target_s` should be a finite number, not inf"),
+        (BASE + "labels: {max_char_rate: .nan}", "`labels.max_char_rate` should be a finite number, not nan"),
+        (BASE + "storage: {options: {s3: 5}}", "`storage.options.s3` should be a valid dictionary, not 5"),
+        ("inputs: []\noutput: o", "`inputs` needs at least 1 item"),
+        ("inputs: a.tar\noutput: o", "`inputs` should be a valid list, not 'a.tar'"),
+        ("inputs: [3]\noutput: o", "`inputs.0` should be a section of keys, not 3"),
+        ("inputs: [a, {path: b, knd: files}]\noutput: o", "unknown key `inputs.1.knd`; did you mean `kind`?"),
+        ("inputs: [{path: a, kind: tar}]\noutput: o", "`inputs.0.kind` should be 'auto', 'webdataset', 'files'"),
+        ("- a", "must hold `key: value` pairs, such as `inputs: [...]`"),
+        ("", "must hold `key: value` pairs, such as `inputs: [...]`"),
+        ("a: [b", "is no valid YAML: while parsing a flow sequence"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    line = str(caught.value)
+    assert message in line and line.startswith(str(tmp_path / "conf.yaml")) and "\n" not in line
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "inputs: [{pth: a}]\nengine: {name: fast, batch_size: -1}")
+    keys = {line.split("`")[1] for line in str(caught.value).splitlines()}
+    assert keys == {"inputs.0.path", "inputs.0.pth", "output", "engine.name", "engine.batch_size"}
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file .*missing\.yaml \(examples: conf/"):
+        load_config(TranscribeConfig, tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot read .*binary.yaml"):
+        load_config(TranscribeConfig, tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match=f"cannot read {tmp_path}"):
+        load_config(TranscribeConfig, tmp_path)
+
+
+def test_validate_says_where() -> None:
+    with pytest.raises(ConfigError, match="^the server: `output` is required$"):
+        validate(TranscribeConfig, {"inputs": ["a"]}, "the server")
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("engine.batch_size=4", "engine.batch_size", 4),
+        ("output=s3://bucket/out", "output", "s3://bucket/out"),
+        ("engine.context=a=b", "engine.context", "a=b"),
+        ("engine.context=", "engine.context", None),
+        ("labels.max_char_rate=null", "labels.max_char_rate", None),
+        ("labels={max_char_rate: 3}", "labels.max_char_rate", 3.0),
+        ("storage.options.s3.endpoint_url=http://h:1", "storage.options", {"s3": {"endpoint_url": "http://h:1"}}),
+    ],
+)
+def test_an_override_sets_one_key(tmp_path: Path, override: str, path: str, value: object) -> None:
+    text = BASE + "engine: {model: m}\n"
+    if value is None and path == "engine.context":
+        with pytest.raises(ConfigError, match="`engine.context` should be a valid string, not None"):
+            load(tmp_path, text, override)
+        return
+    loaded: Any = load(tmp_path, text, override)
+    assert loaded.engine.model == "m"
+    for key in path.split("."):
+        loaded = getattr(loaded, key)
+    assert loaded == value
+
+
+def test_overrides_of_lists(tmp_path: Path) -> None:
+    text = "inputs: [a.tar, {path: b, kind: files}]\noutput: out\n"
+    assert [source.path for source in load(tmp_path, text, "inputs.0=c.tar").inputs] == ["c.tar", "b"]
+    assert load(tmp_path, text, "inputs.1.kind=parquet").inputs[1].kind == "parquet"
+    whole = load(tmp_path, text, 'inputs=["s3://b/x-{0..3}.tar", {path: d, kind: files}]').inputs
+    assert [(source.path, source.kind) for source in whole] == [("s3://b/x-{0..3}.tar", "auto"), ("d", "files")]
+
+
+def test_the_last_override_wins_and_a_section_is_made_where_none_is(tmp_path: Path) -> None:
+    loaded = load(tmp_path, BASE + "ray:\n", "ray.engines=2", "ray.engines=3", "units.target_s=60")
+    assert loaded.ray.engines == 3 and loaded.units.target_s == 60
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.batch_size", "--set engine.batch_size: write it as path.to.key=value"),
+        ("=3", "--set =3: write it as path.to.key=value"),
+        ("engine.batch_size=[1", "--set engine.batch_size=[1: the value is no valid YAML"),
+        ("inputs.1=x", "--set inputs.1=x: there is no `1` to go into"),
+        ("inputs.-1=x", "there is no `-1` to go into"),
+        ("inputs.²=x", "there is no `²` to go into"),
+        ("inputs.first.kind=files", "there is no `first` to go into"),
+        ("output.bucket=x", "there is no `bucket` to go into"),
+        ("engin.batch_size=3", "unknown key `engin`; did you mean `engine`?"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, BASE, override)
+    assert message in str(caught.value)
+
+
+SEGMENTATION = {"min_s": 5, "max_s": 20, "vad_threshold": 0.3, "min_silence_ms": 9}
+RESULT = [
+    {"audio": {"channels": "split"}},
+    {"units": {"target_s": 60}},
+    *({"segmentation": {key: value}} for key, value in SEGMENTATION.items()),
+    *(
+        {"engine": section}
+        for section in (
+            {"model": "other"},
+            {"revision": "main"},
+            {"language": "English"},
+            {"trust_input_language": True},
+            {"context": "hotword"},
+            {"attention": "published"},
+            {"dtype": "bfloat16"},
+            {"max_new_tokens": 5},
+        )
+    ),
+    *(
+        {"labels": {key: 0.5}}
+        for key in ("min_avg_logprob", "max_compression_ratio", "max_char_rate", "min_speech_ratio")
+    ),
+]  # fmt: skip
+NO_RESULT = [
+    {"inputs": ["b.tar"]},
+    {"output": "elsewhere"},
+    {"ray": {"engines": 3, "num_gpus": 0.5, "units_in_flight": 9, "address": "auto"}},
+    {"storage": {"options": {"s3": {"anon": True}}}},
+    *({"engine": section} for section in ({"device": "cpu"}, {"threads": 3}, {"batch_size": 1}, {"batch_audio_s": 9})),
+]
+
+
+def test_the_hash_changes_with_what_changes_a_row_and_with_nothing_else() -> None:
+    base = config().result_hash()
+    assert base == config().result_hash() and len(base) == 16 and int(base, 16) >= 0
+    hashes = [config(**sections).result_hash() for sections in RESULT]
+    assert len({base, *hashes}) == 1 + len(RESULT), "each of these makes other rows"
+    for sections in NO_RESULT:
+        assert config(**sections).result_hash() == base, f"{sections} changes no row"
+
+
+def test_every_key_was_decided_on() -> None:
+    """A new key must be put into one of the two lists above."""
+    decided = {(name, key) for sections in RESULT + NO_RESULT for name, keys in sections.items() for key in keys}
+    for name in ("audio", "units", "segmentation", "engine", "labels"):
+        section = TranscribeConfig.model_fields[name].annotation
+        keys = set(section.model_fields) - {"name", "policy"}  # have one value so far  # type: ignore[union-attr]
+        assert keys == {key for section_name, key in decided if section_name == name}
+
+
+def test_a_value_written_out_and_left_out_are_the_same() -> None:
+    assert config(units={"target_s": 1800}).result_hash() == config().result_hash() == config(units={}).result_hash()
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    frozen = config()
+    with pytest.raises(ValidationError, match="frozen"):
+        frozen.output = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        frozen.engine.batch_size = 2
