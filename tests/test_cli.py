@@ -99,4 +99,6 @@ def test_the_complete_configuration_names_every_key_with_its_default() -> None:
 def test_models_lists_the_family_with_its_card() -> None:
     result = shardscribe("models")
     assert result.exit_code == 0
-    assert "embedded/student" in result.output and "embedded/teacher" in result.output and "CC BY-SA 4.0" in result.output
+    assert (
+        "embedded/student" in result.output and "embedded/teacher" in result.output and "CC BY-SA 4.0" in result.output
+    )
