@@ -59,7 +59,7 @@ def commit_unit(
         "committed_at": time.time(),
         "audio_s": unit.audio_s,
         "busy_s": unit.busy_s,
-        "num_recordings": len({segment.recording_id for segment in unit.segments}),
+        "num_recordings": unit.num_recordings,
         "num_segments": len(rows),
         "status": Counter(label.status for label in labels),
         "errors": Counter(segment.error.partition(":")[0] for segment in unit.segments if segment.error),

@@ -173,4 +173,5 @@ class _Decoding:
             language=sample.language,
             text_ref=sample.text_ref,
             error=error,
+            continues=self._num_taken > 0,
         )

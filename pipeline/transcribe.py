@@ -32,7 +32,9 @@ class Transcriber:
         ]
         rows += [_failed_row(recording) for recording in unit.recordings if recording.error is not None]
         rows += [_failed_row(unit.recordings[i], "no_samples: no audio in it") for i in _silent(unit)]
-        return TranscribedUnit(unit.key, rows, unit.audio_s, time.monotonic() - arrived, asdict(self._engine.info))
+        num_recordings = sum(not recording.continues for recording in unit.recordings)
+        busy_s = time.monotonic() - arrived
+        return TranscribedUnit(unit.key, rows, num_recordings, unit.audio_s, busy_s, asdict(self._engine.info))
 
     def _segment(self, recording: Recording, span: Span) -> Segment:
         pcm = recording.pcm[span.start : span.start + span.num_samples]

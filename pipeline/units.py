@@ -125,7 +125,8 @@ class Recording:
     """A recording, or the part of one that a unit holds.
 
     `pcm` is int16 `[num_samples]`, 16 kHz mono; `offset_s` is where it starts in the audio file. A recording that could
-    not be read has `error` ("<reason code>: <detail>") and whatever audio came before it.
+    not be read has `error` ("<reason code>: <detail>") and whatever audio came before it. `continues` is True where a
+    former unit holds its beginning.
     """
 
     recording_id: str
@@ -136,6 +137,7 @@ class Recording:
     language: str | None = None
     text_ref: str | None = None
     error: str | None = None
+    continues: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -187,11 +189,12 @@ class TranscribedSegment:
 
 @dataclass(frozen=True, slots=True)
 class TranscribedUnit:
-    """A unit's rows to be. `busy_s` is the wall time from its audio's arrival to its last hypothesis, `engine`
-    the fields of the engine's `EngineInfo`."""
+    """A unit's rows to be. `num_recordings` counts those that begin here, `busy_s` is the wall time from the audio's
+    arrival to its last hypothesis, `engine` holds the fields of the engine's `EngineInfo`."""
 
     key: UnitKey
     segments: list[TranscribedSegment]
+    num_recordings: int
     audio_s: float
     busy_s: float
     engine: dict[str, Any]
@@ -206,6 +209,7 @@ _RECORDING = pa.struct(
         ("language", pa.string()),
         ("text_ref", pa.string()),
         ("error", pa.string()),
+        ("continues", pa.bool_()),
         ("pcm", pa.large_binary()),
     ]
 )

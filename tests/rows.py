@@ -34,7 +34,7 @@ def failed(recording: str, error: str, offset: float = 0.0) -> TranscribedSegmen
 
 
 def unit(key: UnitKey, *segments: TranscribedSegment, audio_s: float = 10.0) -> TranscribedUnit:
-    return TranscribedUnit(key, list(segments), audio_s, 1.5, asdict(INFO))
+    return TranscribedUnit(key, list(segments), len({row.recording_id for row in segments}), audio_s, 1.5, asdict(INFO))
 
 
 def labels_of(unit: TranscribedUnit) -> list[Labels]:

@@ -129,6 +129,7 @@ def test_long_recording_is_cut_in_windows_and_units_without_a_gap(tmp_path: Path
         assert row["offset"] == pytest.approx(end, abs=1e-6) and row["duration"] <= 8.0
         end = row["offset"] + row["duration"]
     assert end == pytest.approx(70.0)
+    assert summarize(Output(config.output, {})).num_recordings == 1, "counted once, not once a unit"
 
 
 def test_read_runs_outside_the_engine_actors(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -95,7 +95,7 @@ class Examples:
             pieces += [pcm, self._pause(0.3, 0.9)]
             texts.append(text)
             length += len(pcm) + len(pieces[-1])
-            if length > min(target_s, WINDOW_S - 6.0) * SAMPLE_RATE_HZ:
+            if length > min(target_s, WINDOW_S - 8.0) * SAMPLE_RATE_HZ:
                 return " ".join(texts), np.concatenate(pieces)
 
     def _pause(self, low_s: float, high_s: float) -> np.ndarray:

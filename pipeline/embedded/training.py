@@ -179,7 +179,7 @@ class Trainer:
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(cross-entropy a token, CTC a token); the first is 0 while the tower learns alone."""
         thinker = self.model.thinker
-        mel = self.mel(batch.audio)
+        mel = self.features(batch)
         if self.step_number >= self.plan.mixed_from:
             mel = spec_augment(mel, self.rng)
         embeds, num_tokens = encode(thinker.audio_tower, mel, batch.num_frames)
@@ -195,6 +195,11 @@ class Trainer:
         wanted = batch.targets != -100
         logits = thinker.lm_head(hidden.last_hidden_state[wanted])
         return F.cross_entropy(logits.float(), batch.targets[wanted]), ctc
+
+    def features(self, batch: Batch) -> Tensor:
+        """Log-mel [B, 128, T], zero after a clip's end as qwen-asr pads it (silence would be about -1)."""
+        mel: Tensor = self.mel(batch.audio)
+        return mel * (torch.arange(mel.shape[2]) < batch.num_frames[:, None, None])
 
     def merge(self, input_ids: Tensor, embeds: Tensor, num_tokens: Tensor) -> Tensor:
         """Token embeddings [B, L, d] with the audio embeddings in the audio places."""
@@ -223,7 +228,7 @@ class Trainer:
         """Greedy answers of a batch of examples, "language X<asr_text>..." as decoded."""
         thinker, tokenizer = self.model.thinker, self.collate.tokenizer
         batch = self.collate(examples)
-        embeds, num_tokens = encode(thinker.audio_tower, self.mel(batch.audio), batch.num_frames)
+        embeds, num_tokens = encode(thinker.audio_tower, self.features(batch), batch.num_frames)
         prompts = [self.collate.prompt("", int(n)) for n in num_tokens]
         width = max(map(len, prompts))
         ids = torch.tensor([[self.collate.pad] * (width - len(p)) + p for p in prompts])
@@ -257,6 +262,7 @@ class Trainer:
             "ctc_head": self.ctc_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
+            "rng": self.rng.get_state(),
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -267,6 +273,7 @@ class Trainer:
         self.ctc_head.load_state_dict(state["ctc_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = state["step"]
+        self.rng.set_state(state["rng"])
 
 
 def train(trainer: Trainer, examples: Examples, dev: dict[str, list[Example]], state: Path, log: Path) -> None:
