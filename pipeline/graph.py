@@ -101,7 +101,9 @@ def _reader(config: TranscribeConfig) -> Callable[[pa.Table], Iterator[pa.Table]
     def read_and_segment(table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
             for unit in read_units(Split.from_json(row["split"]), pickle.loads(row["done"]), config):
-                yield units.to_table(segment_unit(unit, config.segmentation))
+                audio = units.to_table(segment_unit(unit, config.segmentation))
+                del unit  # or the task would hold two copies while it waits
+                yield audio
 
     return read_and_segment
 

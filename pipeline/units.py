@@ -221,13 +221,23 @@ UNIT_ROW = pa.schema([("unit", pa.string()), ("recordings", pa.list_(_RECORDING)
 
 
 def to_table(unit: Unit) -> pa.Table:
-    """A unit as one `UNIT_ROW`."""
-    recordings = [
-        {name: getattr(recording, name) for name in _RECORDING.names if name != "pcm"} | {"pcm": recording.pcm.data}
-        for recording in unit.recordings
+    """A unit as one `UNIT_ROW`; its audio is copied once, and not at all where there is one recording.
+
+    Built from buffers, because `Table.from_pylist` never lets go of a memoryview (pyarrow 26).
+    """
+    audio = [recording.pcm for recording in unit.recordings]
+    samples = audio[0] if len(audio) == 1 else np.concatenate([np.empty(0, np.int16), *audio])
+    ends = np.cumsum([0, *(pcm.nbytes for pcm in audio)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(samples)]
+    pcm = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(audio), buffers)
+    columns = [
+        pcm if field.name == "pcm" else pa.array([getattr(each, field.name) for each in unit.recordings], field.type)
+        for field in _RECORDING
     ]
-    row = {"unit": unit.key.name, "recordings": recordings, "spans": [asdict(span) for span in unit.spans]}
-    return pa.Table.from_pylist([row], schema=UNIT_ROW)
+    nested = pa.StructArray.from_arrays(columns, fields=list(_RECORDING))
+    recordings = pa.ListArray.from_arrays(pa.array([0, len(audio)], pa.int32()), nested)
+    spans = pa.array([[asdict(span) for span in unit.spans]], pa.list_(_SPAN))
+    return pa.Table.from_arrays([pa.array([unit.key.name]), recordings, spans], schema=UNIT_ROW)
 
 
 def from_table(table: pa.Table) -> Unit:

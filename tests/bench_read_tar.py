@@ -1,7 +1,7 @@
 """Memory and speed of reading a 4 GB tar: `python -m tests.bench_read_tar FOLDER`.
 
-Makes the tar in FOLDER (600 wavs of 160 s and one of 9.5 hours, over 1 GB), reads it with `read_units` in a fresh
-process, prints a line, and deletes it.
+Makes the tar in FOLDER (600 wavs of 160 s and one of 9.5 hours, over 1 GB), reads and segments it as a read task
+does in a fresh process, prints a line, and deletes it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import units
 from pipeline.config import InputConfig, TranscribeConfig
 from pipeline.read import read_units
 from pipeline.schema import SAMPLE_RATE_HZ
+from pipeline.segment import segment_unit
 from pipeline.sources.plan import plan
 from pipeline.units import Done
 
@@ -76,7 +78,8 @@ def measure(path: Path) -> None:
         num_units += 1
         audio_s += unit.audio_s
         longest_s = max(longest_s, unit.audio_s)
-        del unit
+        table = units.to_table(segment_unit(unit, config.segmentation))
+        del unit, table
     seconds = time.perf_counter() - start
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

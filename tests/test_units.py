@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import string
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -190,3 +192,13 @@ def test_durations_add_up() -> None:
 )
 def test_seconds_are_guessed_from_name_and_size(name: str, seconds: float) -> None:
     assert estimated_seconds(name, 320_000) == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("num_recordings", [1, 3])
+def test_to_table_lets_go_of_the_audio(num_recordings: int) -> None:
+    recordings = [Recording(f"r{i}", f"r{i}.wav", np.ones(1000, np.int16)) for i in range(num_recordings)]
+    alive = [weakref.ref(recording.pcm) for recording in recordings]
+    table = to_table(Unit(UnitKey("0" * 16, 0, 0, "z"), recordings))
+    del recordings, table
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * num_recordings

@@ -47,7 +47,7 @@ SIZES = {
     ),
 }  # fmt: skip
 PLANS = {
-    "teacher": Plan(ctc_steps=3000, single_steps=2000, mixed_steps=1200, learning_rate=1.2e-3),
+    "teacher": Plan(ctc_steps=3000, single_steps=2000, mixed_steps=1000, learning_rate=1.2e-3),
     "student": Plan(ctc_steps=4000, single_steps=2500, mixed_steps=1800, learning_rate=1.5e-3),
 }
 
