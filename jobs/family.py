@@ -25,7 +25,7 @@ def run(fsdd: Path, work: Path, only: list[str], install: bool, console: Console
         from pipeline.embedded.speech import DIGITS_SOURCE
 
         raise ConfigError(f"{fsdd} holds no .tar shards of spoken digits; their source is {DIGITS_SOURCE}")
-    from pipeline.embedded import card, evaluation, heldout, recipe
+    from pipeline.embedded import card, evaluation, recipe, shards
 
     for name in only or CHECKPOINTS:
         if not (work / name / "model.safetensors").exists():
@@ -35,10 +35,10 @@ def run(fsdd: Path, work: Path, only: list[str], install: bool, console: Console
         return
     if not (work / "samples").exists():
         console.print("speaking the held-out sets and samples")
-        sets = heldout.heldout_sets(work, recipe.digit_speakers(fsdd), recipe.SEED)
+        sets = shards.heldout_sets(work, recipe.digit_speakers(fsdd), recipe.SEED)
         for name, items in sets.items():
-            heldout.write_shard(work / "heldout" / f"{name}.tar", [(item, "opus") for item in items])
-        heldout.write_samples(work / "samples", sets, recipe.SEED)
+            shards.write_shard(work / "heldout" / f"{name}.tar", [(item, "opus") for item in items])
+        shards.write_samples(work / "samples", sets, recipe.SEED)
     scores: dict[str, dict[str, object]] = {}
     for name in CHECKPOINTS:
         found = evaluation.evaluate(str(work / name), work / "heldout")

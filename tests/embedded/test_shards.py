@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from pipeline.audio import decode
-from pipeline.embedded.heldout import CODECS, Item, encode, long_recording, write_samples, write_shard
+from pipeline.embedded.shards import CODECS, Item, encode, long_recording, write_samples, write_shard
 from pipeline.embedded.speech import TEST_VARIANTS, VARIANTS, set_of
 from pipeline.schema import SAMPLE_RATE_HZ
 from tests.engine.tiny import noise
@@ -85,7 +85,7 @@ def test_a_shard_holds_audio_and_labels(tmp_path: Path) -> None:
 
 def test_samples_hold_some_of_every_set_in_every_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "pipeline.embedded.heldout.long_recording", lambda key, language, *_: Item(key, sweep(1.0), "long", language)
+        "pipeline.embedded.shards.long_recording", lambda key, language, *_: Item(key, sweep(1.0), "long", language)
     )
     names = ("english", "vietnamese", "chinese", "digits")
     sets = {name: [Item(f"{name}-{i:03d}", sweep(0.3), name, "English") for i in range(20)] for name in names}
