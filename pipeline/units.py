@@ -100,9 +100,6 @@ class Done:
     def of(cls, keys: Iterable[UnitKey]) -> Done:
         return cls(frozenset(keys))
 
-    def has(self, group: int, part: int) -> bool:
-        return any(key.group == group and key.part == part for key in self.keys)
-
     def group_complete(self, group: int) -> bool:
         """True when the parts of `group` run from 0 without a gap to one that ends it."""
         parts = {key.part: key.end for key in self.keys if key.group == group}
