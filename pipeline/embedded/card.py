@@ -53,7 +53,7 @@ recordings whose language was detected wrongly. The shards are in `heldout/`.
 
 Every sentence and every voice ({", ".join(TEST_VARIANTS)}) of these sets is absent from training; the digits are of
 `{DIGITS_TEST_SPEAKER}`, a person never trained on. All are distorted by chance as in training: a room, a telephone
-band or an uneven frequency response, noise 5 to 35 dB below the speech, gain.
+band or an uneven frequency response, noise 10 to 40 dB below the speech, gain.
 
 ## Data
 
@@ -67,8 +67,9 @@ band or an uneven frequency response, noise 5 to 35 dB below the speech, gain.
 ## Training
 
 `shardscribe family --fsdd DIR`, seed {SEED}; DIR holds the digits as WebDataset shards (`KEY.wav`, `KEY.json` with
-`text` and `speaker`). The tower learns alone with a throw-away CTC head, then both parts with cross-entropy + 0.3 CTC,
-first on single sentences of about 32 s a batch, then on everything, 45 s or more a batch, bfloat16 autocast, AdamW.
+`text` and `speaker`). Throw-away CTC heads on the tower and on the decoder's lower half come first, then cross-entropy
+with 0.3 of either CTC: single sentences, about 32 s a batch, then everything, 45 s or more a batch. Muon for matrices,
+AdamW for the rest, bfloat16 autocast.
 
 | checkpoint | CTC steps | single steps | mixed steps | last step | time, one core each |
 |---|---|---|---|---|---|

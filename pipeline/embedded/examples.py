@@ -110,7 +110,7 @@ class Examples:
 
     def distort(self, audio: np.ndarray) -> np.ndarray:
         """Room, band, noise and gain, each by chance: float32 `[num_samples]` in and out."""
-        if self.rng.random() < 0.3 * self.distortion:
+        if self.rng.random() < 0.25 * self.distortion:
             audio = self._reverberate(audio)
         if self.rng.random() < 0.6 * self.distortion:
             audio = self._filter(audio, telephone=self.rng.random() < 0.4)
@@ -123,7 +123,7 @@ class Examples:
         decay_s = self.rng.uniform(0.08, 0.35)
         taps = int(decay_s * SAMPLE_RATE_HZ)
         tail = self.noise_rng.standard_normal(taps) * np.exp(-6.9 * np.arange(taps) / taps)
-        tail *= self.rng.uniform(0.1, 0.5) / np.sqrt(np.sum(tail**2))
+        tail *= self.rng.uniform(0.1, 0.4) / np.sqrt(np.sum(tail**2))
         tail[0] += 1.0
         return _convolve(audio, tail)
 
@@ -140,7 +140,7 @@ class Examples:
         return np.fft.irfft(spectrum * gain, num_fft)[: len(audio)]
 
     def _add_noise(self, audio: np.ndarray, quiet: bool = False) -> np.ndarray:
-        """White to brown noise at 5 to 35 dB below the speech (`quiet`: at a low absolute level)."""
+        """White to brown noise at 10 to 40 dB below the speech (`quiet`: at a low absolute level)."""
         num_fft = _fast_length(len(audio))
         noise = self.noise_rng.standard_normal(num_fft)
         slope = self.rng.choice((0.0, 0.5, 1.0))
@@ -151,7 +151,7 @@ class Examples:
         noise = noise[: len(audio)] / (np.std(noise) + 1e-12)
         if quiet:
             return (noise * 10 ** self.rng.uniform(-5, -1.5)).astype(np.float32)
-        level = np.sqrt(np.mean(audio**2)) * 10 ** (-self.rng.uniform(5, 35) / 20)
+        level = np.sqrt(np.mean(audio**2)) * 10 ** (-self.rng.uniform(10, 40) / 20)
         noisy: np.ndarray = audio + noise * level
         return noisy
 

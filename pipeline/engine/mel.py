@@ -27,7 +27,7 @@ class LogMel(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         spectrum = torch.stft(audio, NUM_FFT, HOP, window=self.window, return_complex=True)[..., :-1]
-        mel = self.filters @ spectrum.abs().square()
+        mel = self.filters @ torch.view_as_real(spectrum).square().sum(-1)
         log = mel.clamp(min=1e-10).log10()
         log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
         return (log + 4.0) / 4.0

@@ -8,6 +8,8 @@ too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
@@ -24,47 +26,9 @@ def num_audio_tokens(num_frames: Tensor) -> Tensor:
     return tail + num_frames // 100 * TOKENS_PER_CHUNK
 
 
-def encode(tower: Qwen3ASRAudioEncoder, mel: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode a batch of clips.
-
-    mel [B, 128, T] zero-padded log-mel; num_frames int64 [B]. Returns embeddings [B, L, output_dim] and their numbers
-    int64 [B]; rows beyond a clip's number are undefined.
-    """
-    batch, num_mels, width = mel.shape
-    chunk_frames = 2 * tower.n_window
-    chunks_per_window = tower.n_window_infer // chunk_frames
-    num_windows = -(-width // (chunk_frames * chunks_per_window))
-    num_chunks = num_windows * chunks_per_window
-    mel = F.pad(mel, (0, num_chunks * chunk_frames - width))
-    chunks = mel.view(batch, num_mels, num_chunks, chunk_frames).transpose(1, 2)
-    used = torch.arange(num_chunks, device=mel.device) * chunk_frames < num_frames[:, None]  # [B, num_chunks]
-
-    x = chunks[used].unsqueeze(1)  # [M, 1, mels, 100]: only chunks that hold frames are convolved
-    # upstream pads the last chunk of a clip to 100 frames, but not the only one: there the convolutions meet zeros
-    width_left = torch.where(num_frames < chunk_frames, num_frames, chunk_frames)[:, None].expand(-1, num_chunks)[used]
-    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
-        x = F.gelu(conv(x))
-        width_left = (width_left + 1) // 2
-        x = x * (torch.arange(x.shape[-1], device=x.device) < width_left[:, None, None, None])
-    x = tower.conv_out(x.permute(0, 3, 1, 2).flatten(2))  # [M, 13, d]
-    x = x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
-    grid = x.new_zeros(batch, num_chunks, *x.shape[1:])
-    grid[used] = x
-    num_tokens = num_audio_tokens(num_frames)
-    window = chunks_per_window * TOKENS_PER_CHUNK
-    tokens = grid.view(batch * num_windows, window, -1)
-    valid = torch.arange(num_windows * window, device=mel.device) < num_tokens[:, None]
-    valid = valid.view(batch * num_windows, window)
-    full = valid.any(dim=1)  # windows that hold a token at all
-    hidden = _layers(tower, tokens[full], valid[full])
-    out = hidden.new_zeros(batch * num_windows, window, hidden.shape[-1])
-    out[full] = hidden
-    return out.view(batch, num_windows * window, -1), num_tokens
-
-
-def _layers(tower: Qwen3ASRAudioEncoder, x: Tensor, valid: Tensor) -> Tensor:
-    """Transformer layers over windows: x [N, window, d], valid bool [N, window] -> [N, window, output_dim]."""
-    mask = None if bool(valid.all()) else valid[:, None, None, :]
+def transformer(tower: Qwen3ASRAudioEncoder, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The tower's transformer over windows: x [N, window, d_model], mask bool [N, 1, 1, window] of the tokens that may
+    be seen (None: all) -> [N, window, output_dim]."""
     for layer in tower.layers:
         attention = layer.self_attn
         h = layer.self_attn_layer_norm(x)
@@ -78,3 +42,50 @@ def _layers(tower: Qwen3ASRAudioEncoder, x: Tensor, valid: Tensor) -> Tensor:
         x = x + layer.fc2(h)
     embeddings: Tensor = tower.proj2(tower.act(tower.proj1(tower.ln_post(x))))
     return embeddings
+
+
+def encode(
+    tower: Qwen3ASRAudioEncoder,
+    mel: Tensor,
+    num_frames: Tensor,
+    transformer: Callable[[Qwen3ASRAudioEncoder, Tensor, Tensor | None], Tensor] = transformer,
+) -> tuple[Tensor, Tensor]:
+    """Encode a batch of clips.
+
+    mel [B, 128, T] zero-padded log-mel; num_frames int64 [B]; `transformer` is for a compiled one. Returns embeddings
+    [B, L, output_dim] and their numbers int64 [B]; rows beyond a clip's number are undefined.
+    """
+    batch, num_mels, width = mel.shape
+    chunk_frames = 2 * tower.n_window
+    chunks_per_window = tower.n_window_infer // chunk_frames
+    num_windows = -(-width // (chunk_frames * chunks_per_window))
+    num_chunks = num_windows * chunks_per_window
+    mel = F.pad(mel, (0, num_chunks * chunk_frames - width))
+    chunks = mel.view(batch, num_mels, num_chunks, chunk_frames).transpose(1, 2)
+    used = torch.arange(num_chunks, device=mel.device) * chunk_frames < num_frames[:, None]  # [B, num_chunks]
+
+    # [M, 1, mels, 100]: only chunks that hold frames are convolved; channels last, in which convolutions are faster
+    x = chunks[used].unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    # upstream pads the last chunk of a clip to 100 frames, but not the only one: there the convolutions meet zeros
+    width_left = torch.where(num_frames < chunk_frames, num_frames, chunk_frames)[:, None].expand(-1, num_chunks)[used]
+    short = bool((num_frames < chunk_frames).any())
+    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
+        x = F.gelu(conv(x))
+        if short:
+            width_left = (width_left + 1) // 2
+            x = x * (torch.arange(x.shape[-1], device=x.device) < width_left[:, None, None, None])
+    x = tower.conv_out(x.permute(0, 3, 1, 2).flatten(2))  # [M, 13, d]
+    x = x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
+    grid = x.new_zeros(batch, num_chunks, *x.shape[1:])
+    grid[used] = x
+    num_tokens = num_audio_tokens(num_frames)
+    window = chunks_per_window * TOKENS_PER_CHUNK
+    tokens = grid.view(batch * num_windows, window, -1)
+    valid = torch.arange(num_windows * window, device=mel.device) < num_tokens[:, None]
+    valid = valid.view(batch * num_windows, window)
+    full = valid.any(dim=1)  # windows that hold a token at all
+    mask = None if bool(valid[full].all()) else valid[full][:, None, None, :]
+    hidden = transformer(tower, tokens[full], mask)
+    out = hidden.new_zeros(batch * num_windows, window, hidden.shape[-1])
+    out[full] = hidden
+    return out.view(batch, num_windows * window, -1), num_tokens
