@@ -48,9 +48,7 @@ class _Group:
     def __init__(self, split_id: str, number: int, done: Done, config: TranscribeConfig) -> None:
         self.number = number
         self._split_id, self._config = split_id, config
-        ends = {key.part: key.end for key in done.keys if key.group == number}
-        self._done_parts = ends.keys()
-        self._last_part = next((part for part, end in ends.items() if end != "p"), None)
+        self._done = done.parts(number)
         self._limit = max(int(2 * config.units.target_s * SAMPLE_RATE_HZ), 1)
         self._part = 0
         self._recordings: list[Recording] = []
@@ -59,9 +57,7 @@ class _Group:
     @property
     def _pending(self) -> bool:
         """False when all parts from the current one on are committed."""
-        if self._last_part is None:
-            return True
-        return any(part not in self._done_parts for part in range(self._part, self._last_part + 1))
+        return not self._done.all_from(self._part)
 
     def add(self, sample: Sample) -> Iterator[Unit]:
         """Decodes a sample into the part being filled, and yields the parts that it overfills."""
@@ -87,7 +83,7 @@ class _Group:
     def flush(self, end: End) -> Iterator[Unit]:
         """Yields the part being filled, unless it is committed, and starts the next."""
         unit = Unit(UnitKey(self._split_id, self.number, self._part, end), self._recordings)
-        wanted = self._pending and self._part not in self._done_parts
+        wanted = self._pending and self._part not in self._done.ends
         self._part, self._recordings, self._num_samples = self._part + 1, [], 0
         if wanted:
             yield unit

@@ -91,6 +91,18 @@ class UnitKey:
 
 
 @dataclass(frozen=True, slots=True)
+class DoneParts:
+    """What is committed of one group: part -> its end."""
+
+    ends: dict[int, End]
+
+    def all_from(self, part: int) -> bool:
+        """True when every part from `part` on is there, up to one that ends the group."""
+        last = next((number for number, end in self.ends.items() if end != "p"), None)
+        return last is not None and all(number in self.ends for number in range(part, last + 1))
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """What is committed of one split."""
 
@@ -100,21 +112,13 @@ class Done:
     def of(cls, keys: Iterable[UnitKey]) -> Done:
         return cls(frozenset(keys))
 
-    def group_complete(self, group: int) -> bool:
-        """True when the parts of `group` run from 0 without a gap to one that ends it."""
-        parts = {key.part: key.end for key in self.keys if key.group == group}
-        return _runs_to(parts, {"g", "z"})
+    def parts(self, group: int) -> DoneParts:
+        return DoneParts({key.part: key.end for key in self.keys if key.group == group})
 
     def complete(self) -> bool:
         """True when every unit of the split is there, proven by the names alone."""
-        groups = {key.group for key in self.keys}
         last = next((key for key in self.keys if key.end == "z"), None)
-        return last is not None and all(g in groups and self.group_complete(g) for g in range(last.group + 1))
-
-
-def _runs_to(parts: dict[int, End], ends: set[str]) -> bool:
-    last = next((part for part, end in parts.items() if end in ends), None)
-    return last is not None and all(part in parts for part in range(last + 1))
+        return last is not None and all(self.parts(g).all_from(0) for g in range(last.group + 1))
 
 
 @dataclass(slots=True)

@@ -94,6 +94,23 @@ def test_tar_payloads(tmp_path: Path, mode: str) -> None:
     assert payloads == [MEMBERS[1][1], b"two", b"four", MEMBERS[8][1]]
 
 
+@pytest.mark.parametrize(("codec", "mode", "bytes_per_second"), [("opus", "w", 4_000), ("wav", "w:gz", 32_000)])
+def test_the_length_of_shards_is_estimated_by_the_first_ones_codec(
+    tmp_path: Path, codec: str, mode: str, bytes_per_second: int
+) -> None:
+    for i in range(2):
+        write_tar(tmp_path / f"{i}.tar", [("1.json", b"{}"), ("._1.flac", b"hidden"), (f"1.{codec}", b"audio")], mode)
+    for split in planned(tmp_path):
+        assert split.estimated_s == split.num_bytes / bytes_per_second
+
+
+def test_an_unreadable_first_shard_does_not_fail_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "broken.tar"
+    path.write_bytes(b"no tar at all" * 100)
+    (split,) = planned(path)
+    assert split.estimated_s == 1300 / 16_000
+
+
 def test_a_tar_on_s3(s3_options: storage.Options, tmp_path: Path) -> None:
     fs = fsspec.filesystem("s3", **s3_options["s3"])
     fs.mkdir("tars")

@@ -93,12 +93,12 @@ def test_names_prove_what_is_complete(case: tuple[list[int], set[UnitKey]]) -> N
     done = Done.of(there)
     assert done.complete() == (there == set(all_units))
     for group in range(len(parts)):
-        assert done.group_complete(group) == all(unit in there for unit in all_units if unit.group == group)
-    assert not done.group_complete(len(parts))
+        assert done.parts(group).all_from(0) == all(unit in there for unit in all_units if unit.group == group)
+    assert not done.parts(len(parts)).all_from(0)
 
 
 def test_nothing_is_not_complete() -> None:
-    assert not Done().complete() and not Done().group_complete(0)
+    assert not Done().complete() and not Done().parts(0).all_from(0)
 
 
 def test_a_split_is_named_by_what_it_reads_alone() -> None:

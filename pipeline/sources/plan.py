@@ -67,7 +67,7 @@ def _plan_input(config: InputConfig, options: storage.Options, target_s: float, 
     if not is_file:
         infos = (info for info in infos if _belongs(info, kind))
     if kind == "webdataset":
-        return webdataset.plan(infos, index)
+        return webdataset.plan(infos, options, index)
     if kind == "parquet":
         return parquet.plan(infos, config, options, target_s, index)
     if kind == "manifest":

@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import BinaryIO, Self, cast
 
 from pipeline import storage
@@ -31,6 +31,7 @@ from pipeline.units import Split, estimated_seconds
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_SIDECAR_BYTES = 16 << 20
+_PEEKED_MEMBERS = 20
 
 
 @dataclass(slots=True)
@@ -61,10 +62,27 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
 
 
-def plan(infos: Iterable[FileInfo], input_index: int) -> Iterator[Split]:
+def plan(infos: Iterable[FileInfo], options: storage.Options, input_index: int) -> Iterator[Split]:
+    """One split a shard, its length estimated as if all audio of the input were of the first shard's codec."""
+    codec = ""
     for info in infos:
-        seconds = estimated_seconds("x.flac", info.num_bytes)
+        codec = codec or _first_codec(info.url, options) or "flac"
+        seconds = estimated_seconds(f"x.{codec}", info.num_bytes)
         yield Split("webdataset", [[info.url, info.num_bytes]], info.num_bytes, seconds, input_index)
+
+
+def _first_codec(url: str, options: storage.Options) -> str | None:
+    """The suffix of the first audio among a shard's first members; None too where the shard cannot be read: that is
+    found out when it is read as a whole."""
+    try:
+        with storage.open_read(url, options) as file:
+            archive = tarfile.open(fileobj=file, mode="r:*" if file.seekable() else "r|*")  # noqa: SIM115
+            names = (
+                info.name for info in islice(archive, _PEEKED_MEMBERS) if info.isfile() and not is_hidden(info.name)
+            )
+            return next((suffix_of(name) for name in names if suffix_of(name) in AUDIO_SUFFIXES), None)
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return None
 
 
 def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
