@@ -51,9 +51,10 @@ recordings whose language was detected wrongly. The shards are in `heldout/`.
 |---|---|---|{"---|" * len(names)}
 {chr(10).join(rows)}
 
-Every sentence and every voice ({", ".join(TEST_VARIANTS)}) of these sets is absent from training; the digits are of
-`{DIGITS_TEST_SPEAKER}`, a person never trained on. All are distorted by chance as in training: a room, a telephone
-band or an uneven frequency response, noise 10 to 40 dB below the speech, gain.
+Every sentence and every voice ({", ".join(TEST_VARIANTS)})
+of these sets is absent from training; the digits are of `{DIGITS_TEST_SPEAKER}`, a person never trained on. All are
+distorted by chance as in training: a room, a telephone band or an uneven frequency response, noise 10 to 40 dB below
+the speech, gain.
 
 ## Data
 
@@ -71,8 +72,8 @@ band or an uneven frequency response, noise 10 to 40 dB below the speech, gain.
 with 0.3 of either CTC: single sentences, about 32 s a batch, then everything, 45 s or more a batch. Muon for matrices,
 AdamW for the rest, bfloat16 autocast.
 
-| checkpoint | CTC steps | single steps | mixed steps | last step | time, one core each |
-|---|---|---|---|---|---|
+| checkpoint | CTC steps | single steps | mixed steps | last step |
+|---|---|---|---|---|
 {chr(10).join(training)}
 
 Each checkpoint's `training.jsonl` is its log. Silence gives `language None`; clips are up to 30 s.
@@ -94,12 +95,8 @@ def _shape(work: Path, name: str) -> str:
 
 def _training(work: Path, name: str) -> str:
     lines = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
-    minutes = lines[-1]["s_per_step"] * lines[-1]["step"] / 60
     plan = PLANS[name]
-    return (
-        f"| {name} | {plan.ctc_steps:,} | {plan.single_steps:,} | {plan.mixed_steps:,} | {lines[-1]['step']:,} | "
-        f"{minutes:.0f} min |"
-    )
+    return f"| {name} | {plan.ctc_steps:,} | {plan.single_steps:,} | {plan.mixed_steps:,} | {lines[-1]['step']:,} |"
 
 
 def _row(key: str, title: str, scores: list[dict[str, Any]]) -> str:

@@ -29,11 +29,10 @@ class Score:
     language_errors: int
 
 
-def evaluate(model: str, folder: Path = HELDOUT_FOLDER, limit: int | None = None, threads: int = 2) -> dict[str, Score]:
+def evaluate(model: str, folder: Path = HELDOUT_FOLDER, threads: int = 2) -> dict[str, Score]:
     """Transcribe the shards of `folder` with language detection: "<set>" or "windows <language>" -> score.
 
-    `model` is what `engine.model` takes; `limit` takes only the first recordings of each shard. WER for English,
-    Vietnamese and digits, CER for Chinese.
+    `model` is what `engine.model` takes. WER for English, Vietnamese and digits, CER for Chinese.
     """
     config = TranscribeConfig.model_validate(
         {"inputs": [str(folder / "*.tar")], "output": "unused", "engine": {"model": model, "threads": threads}}
@@ -44,7 +43,6 @@ def evaluate(model: str, folder: Path = HELDOUT_FOLDER, limit: int | None = None
         for split in plan(config.inputs, {}, config.units.target_s):
             name = Path(split.items[0][0]).stem
             recordings = [recording for unit in read_units(split, Done(), config) for recording in unit.recordings]
-            recordings = recordings[:limit]
             segments = [Segment(recording.recording_id, recording.pcm) for recording in recordings]
             for recording, result in zip(recordings, engine.submit(segments).result(), strict=True):
                 if not isinstance(result, Hypothesis):

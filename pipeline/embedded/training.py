@@ -186,7 +186,7 @@ class Trainer:
         known = set(matrices)
         rest = [p for m in (model, self.tower_head, self.decoder_head) for p in m.parameters() if p not in known]
         self.parameters = matrices + rest
-        self.optimizers = (
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(matrices, lr=plan.muon_learning_rate, weight_decay=0.05),
             torch.optim.AdamW(rest, lr=plan.learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
         )
@@ -329,14 +329,14 @@ def train(trainer: Trainer, examples: Examples, dev: dict[str, list[Example]], s
     if state.exists():
         trainer.restore(state)
         examples.rng.seed(trainer.step_number)  # new examples, not those already seen
-    began, first = time.monotonic(), trainer.step_number
+    began = time.monotonic()
     sums: list[tuple[float, float, float]] = []
     for batch in prefetched(examples, trainer):
         sums.append(trainer.step(batch))
         step = trainer.step_number
         if step % 50 == 0:
             ce, tower_ctc, decoder_ctc = (sum(column) / len(sums) for column in zip(*sums, strict=True))
-            seconds = (time.monotonic() - began) / (step - first)
+            seconds = (time.monotonic() - began) / len(sums)
             line: dict[str, object] = {
                 "step": step,
                 "ce": round(ce, 4),
@@ -349,6 +349,7 @@ def train(trainer: Trainer, examples: Examples, dev: dict[str, list[Example]], s
             with log.open("a") as out:
                 out.write(json.dumps(line) + "\n")
             sums.clear()
+            began = time.monotonic()
         if step % plan.save_every == 0 or step == plan.steps:
             trainer.save(state)
 

@@ -47,11 +47,13 @@ def test_qwen_asr_loads_it_unchanged(model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_error_on_held_out_speech_is_what_the_card_says(model: str) -> None:
     expected = json.loads((EMBEDDED_FOLDER / "scores.json").read_text())[model.removeprefix("embedded/")]
-    for name, score in evaluate(model, limit=30).items():
+    found = evaluate(model)
+    assert found.keys() == expected.keys()
+    for name, score in found.items():
         counts = expected[name]["counts"]
         rate = (counts["substitutions"] + counts["deletions"] + counts["insertions"]) / counts["num_reference"]
-        # a part of each set: two thirds of the figure more, and 3 points, are chance
-        assert score.counts.rate <= rate * 1.67 + 0.03, name
+        # another CPU rounds otherwise, and may turn a word here and there
+        assert score.counts.rate == pytest.approx(rate, abs=0.015), name
 
 
 @pytest.mark.parametrize("model", MODELS)
