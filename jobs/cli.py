@@ -129,7 +129,8 @@ def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
             traceback.print_exc(file=sys.stderr)
         cause = _root_mistake(error)
         if cause is not None:
-            console.print(f"[red]error:[/red] {_escaped(str(cause))}", highlight=False, soft_wrap=True)
+            message = str(cause).partition("\nFailed to apply UDF")[0]  # Ray Data appends what it might have tried
+            console.print(f"[red]error:[/red] {_escaped(message)}", highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_USAGE if isinstance(cause, ConfigError) else EXIT_UNFINISHED) from None
         console.print(
             f"[red]failed:[/red] {_escaped(f'{type(error).__name__}: {error}'.strip().splitlines()[-1])}\n"
@@ -143,7 +144,8 @@ def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
 def _root_mistake(error: BaseException) -> BaseException | None:
     """The error in the chain of causes whose message alone tells a user what to do: ours, wherever it was raised.
 
-    Ray wraps what a task raises in an exception that has the original as its `cause`.
+    Ray wraps what a task raises in an exception of the same type, with a traceback for its text and the original as
+    its `cause`.
     """
     from pipeline.engine.base import EngineError
     from pipeline.storage import StorageError
@@ -156,7 +158,7 @@ def _root_mistake(error: BaseException) -> BaseException | None:
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
-        if isinstance(current, ours):
+        if isinstance(current, ours) and not hasattr(current, "cause"):
             return current
         seen.add(id(current))
         current = getattr(current, "cause", None) or current.__cause__ or current.__context__

@@ -19,6 +19,7 @@ import ray.data
 from pipeline import units
 from pipeline.commit import Receipt, commit_unit
 from pipeline.config import RayConfig, TranscribeConfig
+from pipeline.engine.checkpoint import CheckpointError
 from pipeline.label import label
 from pipeline.output import Output
 from pipeline.read import read_units
@@ -48,7 +49,8 @@ def dataset(splits: Sequence[Split], done: dict[str, Done], config: TranscribeCo
     places = Places.on_cluster(config.ray)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the driver shows its own
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # the driver tells ours by their types
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised, and told once
     context.target_max_block_size = (
         1 << 20
     )  # a block ends after the row that fills it: every unit is a block of its own
@@ -113,9 +115,15 @@ class _EngineActor:
 
     def __init__(self, config: TranscribeConfig) -> None:
         threads = config.engine.threads or max(1, int(config.ray.num_cpus))
-        self._transcriber = Transcriber(config.engine.model_copy(update={"threads": threads}))
+        self._refused: CheckpointError | None = None
+        try:
+            self._transcriber = Transcriber(config.engine.model_copy(update={"threads": threads}))
+        except CheckpointError as error:  # of what is raised here Ray passes on the text alone, and tries again
+            self._refused = error
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[dict[str, Any]]:
+        if self._refused is not None:
+            raise self._refused
         transcribed = await self._transcriber(units.from_table(table))
         yield {"unit": [pickle.dumps(transcribed)]}
 

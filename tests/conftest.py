@@ -25,6 +25,7 @@ from tests.engine.tiny import build_checkpoint, noise
 _token = Path(tempfile.mkdtemp(prefix="shardscribe-ray-")) / "token"
 _token.write_text(secrets.token_hex(16))
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token), "RAY_worker_niceness": "0"}
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 
 
 @pytest.fixture(scope="session")

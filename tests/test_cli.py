@@ -73,6 +73,16 @@ def test_dry_run_prints_the_plan_and_writes_nothing(conf: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_model_that_the_engine_cannot_get_is_one_message(conf: Path) -> None:
+    """A Hub id is resolved where the engine runs: the cache of that machine counts."""
+    result = shardscribe("transcribe", conf, "--set", "engine.model=nobody/none")
+    assert result.exit_code == 1
+    begun, message = result.output.strip().splitlines()
+    assert "audio to do" in begun
+    assert message.startswith("error: nobody/none is not in this machine's cache") and message.endswith("DIR")
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_transcribe_then_status(conf: Path, tmp_path: Path) -> None:
     result = shardscribe("transcribe", conf)
     assert result.exit_code == 0, result.output
