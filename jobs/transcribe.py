@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,14 +136,32 @@ def connect(config: TranscribeConfig) -> None:
     local = config.ray.address is None
     # workers import this package from where the driver has it; a cluster's nodes have it installed
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address=config.ray.address,
-        runtime_env={"env_vars": {"PYTHONPATH": path}} if local else None,
-        object_store_memory=config.ray.object_store_bytes if local else None,
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    with _stderr_without(b"RAY_BACKEND_LOG_LEVEL"):  # Ray's core says that it heeds it
+        ray.init(
+            address=config.ray.address,
+            runtime_env={"env_vars": {"PYTHONPATH": path}} if local else None,
+            object_store_memory=config.ray.object_store_bytes if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _stderr_without(text: bytes) -> Iterator[None]:
+    """Hold back what this process writes to stderr, C++ included; at the end write it, less the lines with `text`."""
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if text not in line:
+                    os.write(2, line)
 
 
 def report(summary: Summary, console: Console) -> int:

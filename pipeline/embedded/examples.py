@@ -56,22 +56,24 @@ class Examples:
             seconds = self.rng.uniform(0.5, max(3.0, target_s))
             silence = np.zeros(int(seconds * SAMPLE_RATE_HZ), dtype=np.float32)
             return Example(self._add_noise(silence, quiet=True), "", "None")
-        if draw < 0.17:
+        if draw < 0.22:
             text, pcm = self._digits(target_s)
             language = "English"
         else:
             language = self.rng.choice(tuple(self.banks))
-            text, pcm = self.joined(self.banks[language], language, target_s)
+            text, pcm = self.joined(self.banks[language], language, target_s, vary=True)
         return Example(self.distort(pcm.astype(np.float32) / 32768.0), text, language, self._context(text, language))
 
-    def joined(self, bank: Bank, language: str, target_s: float) -> tuple[str, np.ndarray]:
-        """Sentences of a bank with pauses, as many as fit into `target_s` seconds but at least one: text, int16 pcm."""
+    def joined(self, bank: Bank, language: str, target_s: float, vary: bool = False) -> tuple[str, np.ndarray]:
+        """Sentences of a bank with pauses, as many as fit into `target_s` seconds but at least one: text, int16 pcm.
+        `vary`: half of the examples in voices that the bank does not hold."""
         texts: list[str] = []
         pieces: list[np.ndarray] = [self._pause(0.0, 0.4)]
         length = len(pieces[0])
+        varied = vary and self.rng.random() < 0.5
         while True:
             index = self.rng.randrange(len(bank))
-            pcm = bank.pcm(index)
+            pcm = self._another_voice(bank.pcm(index), 0.85, 1.18) if varied else bank.pcm(index)
             if texts and length + len(pcm) > target_s * SAMPLE_RATE_HZ:
                 break
             pieces += [pcm, self._pause(0.15, 0.9)]
@@ -88,15 +90,18 @@ class Examples:
         texts, pieces, length = [], [self._pause(0.0, 0.4)], 0
         while True:
             text, pcm = digit_string(clips, self.rng, count)
-            # another tempo and pitch at once, as if another person spoke: five training speakers are few
-            speed = self.rng.uniform(0.82, 1.2)
-            grid = np.arange(0, len(pcm) - 1, speed)
-            pcm = np.interp(grid, np.arange(len(pcm)), pcm).astype(np.int16)
+            pcm = self._another_voice(pcm, 0.82, 1.2)
             pieces += [pcm, self._pause(0.3, 0.9)]
             texts.append(text)
             length += len(pcm) + len(pieces[-1])
             if length > min(target_s, WINDOW_S - 8.0) * SAMPLE_RATE_HZ:
                 return " ".join(texts), np.concatenate(pieces)
+
+    def _another_voice(self, pcm: np.ndarray, slowest: float, fastest: float) -> np.ndarray:
+        """Another tempo and pitch at once, as if another person spoke: the training speakers are few."""
+        grid = np.arange(0, len(pcm) - 1, self.rng.uniform(slowest, fastest))
+        other: np.ndarray = np.interp(grid, np.arange(len(pcm)), pcm).astype(np.int16)
+        return other
 
     def _pause(self, low_s: float, high_s: float) -> np.ndarray:
         return np.zeros(int(self.rng.uniform(low_s, high_s) * SAMPLE_RATE_HZ), dtype=np.int16)

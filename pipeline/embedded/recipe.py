@@ -47,8 +47,8 @@ SIZES = {
     ),
 }  # fmt: skip
 PLANS = {
-    "teacher": Plan(ctc_steps=1200, single_steps=3500, mixed_steps=3900),
-    "student": Plan(ctc_steps=1500, single_steps=5000, mixed_steps=5000),
+    "teacher": Plan(ctc_steps=1200, single_steps=3500, mixed_steps=(3900, 7500, 10_000)),
+    "student": Plan(ctc_steps=1500, single_steps=5000, mixed_steps=(5000,)),
 }
 
 

@@ -71,7 +71,7 @@ def test_silence_and_digits_have_their_share(
     silent = [example for example in examples if example.language == "None"]
     words = {word.lower() for word in DIGIT_WORDS}
     spoken = [example for example in examples if set(example.text.lower().replace(".", "").split()) & words]
-    assert 0.01 < len(silent) / 1500 < 0.035 and 0.11 < len(spoken) / 1500 < 0.19
+    assert 0.01 < len(silent) / 1500 < 0.035 and 0.16 < len(spoken) / 1500 < 0.24
     assert {example.text for example in silent} == {""} and {example.language for example in spoken} == {"English"}
     for example in silent:
         assert np.sqrt(np.mean(example.audio**2)) < 0.05, "no speech, a little noise"
