@@ -31,7 +31,7 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> TranscribeConfig:
     """Twenty units of three clips, decoded one by one, so that there is a middle to be killed in."""
     for shard in range(2):
         write_tar(tmp_path / f"shard-{shard}.tar", [3.0] * (NUM_CLIPS // 2), prefix=f"s{shard}")
-    engine = {"model": str(tiny_checkpoint), "max_new_tokens": 40, "batch_size": 1}
+    engine = {"model": str(tiny_checkpoint), "max_new_tokens": 160, "batch_size": 1}
     return make_config(str(tmp_path / "shard-*.tar"), tmp_path / "out", tiny_checkpoint, engine=engine)
 
 
@@ -97,5 +97,5 @@ def test_ctrl_c_says_how_to_go_on(config: TranscribeConfig, tmp_path: Path) -> N
     wait_for_units(tmp_path / "out" / "transcripts", 1, driver)
     driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    assert driver.returncode == 130, errors
     assert "run the same command again" in errors and "Traceback" not in errors
