@@ -31,7 +31,7 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> TranscribeConfig:
     """Twenty units of three clips, decoded one by one, so that there is a middle to be killed in."""
     for shard in range(2):
         write_tar(tmp_path / f"shard-{shard}.tar", [3.0] * (NUM_CLIPS // 2), prefix=f"s{shard}")
-    engine = {"model": str(tiny_checkpoint), "max_new_tokens": 160, "batch_size": 1}
+    engine = {"model": str(tiny_checkpoint), "max_new_tokens": 40, "batch_size": 1}
     return make_config(str(tmp_path / "shard-*.tar"), tmp_path / "out", tiny_checkpoint, engine=engine)
 
 
@@ -41,7 +41,14 @@ def start(config: TranscribeConfig) -> subprocess.Popen[str]:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-c", "from jobs.cli import app; app()", "transcribe", str(path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
 
 
 def units(folder: Path) -> set[str]:
