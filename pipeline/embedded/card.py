@@ -18,7 +18,8 @@ from pipeline.metrics import unit_name
 HISTORY = """\
 Both trainings were interrupted and went on from their last state. Of the teacher's mixed steps the first 3,900 had 15 %
 digits among the examples (as the student's) and 20 % after that; from 7,500 on half of the sentences were spoken at
-another tempo and pitch."""
+another tempo and pitch. Four ways to average were scored on the held-out sets, and the plain mean of all three was
+taken; two others had 4.1 and 4.3 % in Chinese, where one clip that is taken for English makes 2.2."""
 
 _SETS = {
     "english": "English",
