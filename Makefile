@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format family clean
+.PHONY: install demo test fuzz chaos check format family clean
 
 install: $(VENV)/installed
 
@@ -19,6 +19,16 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+# new damaged inputs for so many minutes; the suite draws the same few hundred every time
+MINUTES ?= 10
+fuzz: install
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest tests/test_fuzz.py
+
+# 100 kills of a job's parts, 20 minutes on two idle cores; needs radosgw. SEED repeats the order of another run
+KILLS ?= 100
+chaos: install
+	$(BIN)/python -m tests.chaos --kills $(KILLS) --out build/chaos $(if $(SEED),--seed $(SEED))
 
 check: install
 	$(BIN)/ruff check .

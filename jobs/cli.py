@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipeline import redact
 from pipeline.config import ConfigError, StorageConfig, TranscribeConfig, load_config
 
 EXIT_UNFINISHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -57,6 +58,40 @@ def transcribe(
     raise typer.Exit(code)
 
 
+submit = typer.Typer(no_args_is_help=True, help="Send a job to a Ray cluster elsewhere and follow it.")
+app.add_typer(submit, name="submit")
+
+
+@submit.command(
+    "transcribe",
+    epilog=EXAMPLES + "shardscribe submit transcribe conf/archive-s3.yaml --address http://head:8265\n\n"
+    "shardscribe submit transcribe conf/archive-s3.yaml --address https://ray.example.org --detach",
+)
+def submit_transcribe(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe transcribe` takes it.")],
+    address: Annotated[
+        str,
+        typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265"),
+    ],
+    overrides: Set = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and leave it running.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run `shardscribe transcribe CONF` on a cluster: send it, follow its log, end with its exit code.
+
+    This package and the configuration are sent; torch, qwen-asr and the rest have to be in the cluster's image
+    (infra/Dockerfile). A token goes in RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ctrl-C leaves
+    the job running.
+    """
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        config = load_config(TranscribeConfig, conf, overrides or [])
+        from jobs import submit as job
+
+        code = job.run(config, conf, address, detach, console)
+    raise typer.Exit(code)
+
+
 @app.command(epilog=EXAMPLES + "shardscribe status out/calls\n\nshardscribe status s3://bucket/out")
 def status(
     out: Annotated[str, typer.Argument(help="The output folder of a transcribe job, local or any fsspec URL.")],
@@ -68,7 +103,32 @@ def status(
         storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
         from jobs import status as job
 
-        job.run(out, storage.options, Console())
+        job.run(out, storage.access, Console())
+
+
+@app.command(
+    epilog=EXAMPLES + "shardscribe report out/calls\n\n"
+    "shardscribe report s3://bucket/out --conf conf/archive-s3.yaml --out calls.html --samples 100"
+)
+def report(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output folder of a transcribe job, as for status.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="The page; default: report.html in a local OUT, else here."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Segments to show and to play.")] = 24,
+    audio: Annotated[
+        bool, typer.Option("--audio/--no-audio", help="Embed the segments' audio, from the inputs.")
+    ] = True,
+    conf: Annotated[Path | None, typer.Option("--conf", help="Take storage options from this configuration.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page about a job: speed, languages, failures, confidence, and segments to listen to."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
+        from jobs import report as job
+
+        job.run(output, storage.access, out, samples, audio, Console())
 
 
 @app.command(epilog=EXAMPLES + "shardscribe demo\n\nshardscribe demo --out /tmp/demo --model embedded/teacher")
@@ -87,6 +147,39 @@ def demo(
         code = main_job.run(config, console)
         job.show(config, Console())
     raise typer.Exit(code)
+
+
+@app.command(
+    epilog=EXAMPLES + "shardscribe pack vrfai/Qwen3-ASR-0.6B-int4-QAD models/int4\n\nshardscribe pack quantized packed"
+)
+def pack(
+    model: Annotated[str, typer.Argument(metavar="IN", help="An INT4 checkpoint of ModelOpt: a folder or a Hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    debug: Debug = False,
+) -> None:
+    """Write an INT4 checkpoint as packed weights, a quarter of the size, which load without ModelOpt."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        from jobs import pack as job
+
+        job.run(model, out, Console())
+
+
+@app.command(epilog=EXAMPLES + "shardscribe bench\n\nshardscribe bench 0.6b --clips 48 --out bench.json")
+def bench(
+    figures: Annotated[
+        list[str] | None,
+        typer.Argument(help="engine, 0.6b (random weights), int4, reading, pipeline, growth; the first without 0.6b."),
+    ] = None,
+    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips of 1 to 30 s for the engines.")] = 128,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of torch; default: all cores.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON, too.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine: engines beside qwen-asr, INT4 beside 16 bit, what decoding and VAD cost."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        from jobs import bench as job
+
+        job.run(figures or [], clips, threads, out, Console())
 
 
 @app.command(epilog=EXAMPLES + "shardscribe models")
@@ -126,14 +219,13 @@ def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except Exception as error:  # the edge of the program: nothing above can act on it
         if debug:
-            traceback.print_exc(file=sys.stderr)
+            sys.stderr.write(redact.text(traceback.format_exc()))
         cause = _root_mistake(error)
         if cause is not None:
-            message = str(cause).partition("\nFailed to apply UDF")[0]  # Ray Data appends what it might have tried
-            console.print(f"[red]error:[/red] {_escaped(message)}", highlight=False, soft_wrap=True)
+            console.print(f"[red]error:[/red] {_escaped(redact.text(str(cause)))}", highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_USAGE if isinstance(cause, ConfigError) else EXIT_UNFINISHED) from None
         console.print(
-            f"[red]failed:[/red] {_escaped(f'{type(error).__name__}: {error}'.strip().splitlines()[-1])}\n"
+            f"[red]failed:[/red] {_escaped(redact.text(f'{type(error).__name__}: {error}'.strip().splitlines()[-1]))}\n"
             "what is committed stays; run with --debug for the traceback",
             highlight=False,
             soft_wrap=True,
@@ -142,11 +234,7 @@ def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
 
 
 def _root_mistake(error: BaseException) -> BaseException | None:
-    """The error in the chain of causes whose message alone tells a user what to do: ours, wherever it was raised.
-
-    Ray wraps what a task raises in an exception of the same type, with a traceback for its text and the original as
-    its `cause`.
-    """
+    """The error in the chain of causes whose message alone tells a user what to do: ours, wherever it was raised."""
     from pipeline.engine.base import EngineError
     from pipeline.storage import StorageError
 
@@ -155,15 +243,23 @@ def _root_mistake(error: BaseException) -> BaseException | None:
         from pipeline.engine.checkpoint import CheckpointError
 
         ours += (CheckpointError,)
+    if "jobs.submit" in sys.modules:
+        from jobs.submit import ClusterError
+
+        ours += (ClusterError,)
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
-        if isinstance(current, ours) and not hasattr(current, "cause"):
+        if isinstance(current, ours):
             return current
         seen.add(id(current))
-        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
 def _escaped(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":  # as a cluster runs a submitted job, where no script may be installed
+    app()

@@ -34,7 +34,7 @@ def config(output: Path, model: str) -> TranscribeConfig:
 
 def show(config: TranscribeConfig, console: Console) -> None:
     """Print a row per recording with its text and error rate against the reference, the totals, and how to open it."""
-    output = Output(config.output, config.storage.options)
+    output = Output(config.output, config.storage.access)
     columns = ["recording_id", "offset", "duration", "language", "text", "text_ref"]
     rows = ds.dataset(output.transcripts_url).to_table(columns=columns).to_pylist()
     recordings: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline import output as outputs
+from pipeline import redact, retry
 from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.engine.checkpoint import folder_revision
 from pipeline.output import Output, RunPlan
@@ -29,6 +30,7 @@ from pipeline.summary import Summary, print_summary, summarize
 from pipeline.units import Done, Split
 
 EXIT_OK, EXIT_UNFINISHED, EXIT_SOME_FAILED = 0, 1, 3
+MAX_ROUNDS = 3  # over the splits that a crash left incomplete
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def plan_work(config: TranscribeConfig, output: Output) -> Work:
 
     Raises ConfigError when the output holds units that these inputs do not give.
     """
-    splits = list(plan(config.inputs, config.storage.options, config.units.target_s))
+    splits = list(plan(config.inputs, config.storage.access, config.units.target_s))
     done = output.committed()
     strange = sorted(done.keys() - {split.split_id for split in splits})
     if strange:
@@ -58,23 +60,27 @@ def plan_work(config: TranscribeConfig, output: Output) -> Work:
             f"{output.url} holds units of {len(strange)} splits that these inputs do not give (such as "
             f"{strange[0]}): the inputs have changed since. Restore them, or write to a new output"
         )
-    pending = [split for split in splits if split.split_id not in done or not done[split.split_id].complete()]
-    return Work(splits, done, pending)
+    return Work(splits, done, incomplete(splits, done))
+
+
+def incomplete(splits: Sequence[Split], done: dict[str, Done]) -> list[Split]:
+    """Those that still have a unit to come, by the names of what is committed."""
+    return [split for split in splits if split.split_id not in done or not done[split.split_id].complete()]
 
 
 def dry_run(config: TranscribeConfig, console: Console) -> int:
     """Print the plan: units, hours, what is done. Writes nothing."""
-    output = Output(config.output, config.storage.options)
+    output = Output(config.output, config.storage.access)
     work = plan_work(config, output)
     num_bytes = sum(split.num_bytes for split in work.splits)
     total_s = sum(split.estimated_s for split in work.splits)
     units = sum(max(1, round(split.estimated_s / config.units.target_s)) for split in work.splits)
     committed = sum(len(done.keys) for done in work.done.values())
     lines = [
-        f"inputs    {', '.join(source.path for source in config.inputs)}",
+        f"inputs    {redact.names(', '.join(source.path for source in config.inputs))}",
         f"          {len(work.splits):,} splits, {num_bytes / 1e9:,.2f} GB, "
         f"~{duration(total_s)} of audio, ~{units:,} units",
-        f"output    {output.url}",
+        f"output    {redact.names(output.url)}",
         f"          {committed:,} units committed, {len(work.splits) - len(work.pending):,} splits complete",
         f"to do     {len(work.pending):,} splits, at most ~{duration(work.pending_s)} of audio",
         f"engine    {config.engine.name}, {config.engine.model}, config {config.result_hash()}",
@@ -88,25 +94,31 @@ def run(config: TranscribeConfig, console: Console) -> int:
 
     Raises ConfigError for what the user can mend; any other exception ends the job with what was committed kept.
     """
-    output = Output(config.output, config.storage.options)
+    output = Output(config.output, config.storage.access)
+    before, num_retries = retry.num_retries(), 0
     work = plan_work(config, output)
-    output.claim(config, folder_revision(config.engine.model))
+    output.claim(config, folder_revision(config.engine.model, config.engine.quantization))
     run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     if work.pending:
         output.write_plan(RunPlan(run_id, time.time(), config.units.target_s, outputs.planned(work.splits)))
         console.print(
             f"{len(work.splits):,} splits, {len(work.splits) - len(work.pending):,} complete; "
-            f"~{duration(work.pending_s)} of audio to do at most. Output: {output.url}",
+            f"~{duration(work.pending_s)} of audio to do at most. Output: {redact.names(output.url)}",
             highlight=False,
             soft_wrap=True,
         )
-        _transcribe(config, work, run_id, console)
+        num_retries = _transcribe(config, work, output, run_id, console)
     else:
-        console.print(f"nothing left to do in {output.url}", highlight=False, soft_wrap=True)
-    return report(summarize(output), console)
+        console.print(f"nothing left to do in {redact.names(output.url)}", highlight=False, soft_wrap=True)
+    code = report(summarize(output), console)
+    num_retries += retry.num_retries() - before
+    if num_retries:
+        console.print(f"storage    {num_retries:,} requests made again in this run", highlight=False, soft_wrap=True)
+    return code
 
 
-def _transcribe(config: TranscribeConfig, work: Work, run_id: str, console: Console) -> None:
+def _transcribe(config: TranscribeConfig, work: Work, output: Output, run_id: str, console: Console) -> int:
+    """Returns how many storage requests were made again for the units that were committed."""
     if config.ray.address is None:
         # Ray reads these when it is first imported. Token authentication is what a local Ray has anyway; its C++ core
         # logs warnings about Ray Data's own actors as errors, and so only speaks when it dies.
@@ -115,15 +127,26 @@ def _transcribe(config: TranscribeConfig, work: Work, run_id: str, console: Cons
     import ray  # not above: besides, it takes a second, and planning does not need it
 
     from pipeline import graph
+    from pipeline.observe import RunMetrics
 
     started_here = not ray.is_initialized()
     if started_here:
         connect(config)
     try:
+        metrics = RunMetrics(run_id, work.pending_s)
         with Progress(console, work.pending_s) as progress:
-            for receipt in graph.transcribe(work.pending, work.done, config, run_id):
-                progress.add(receipt)
+            attempts = graph.SharedLedger()
+            pending, done = work.pending, work.done
+            for _ in range(MAX_ROUNDS):
+                for receipt in graph.transcribe(pending, done, config, run_id, attempts):
+                    progress.add(receipt)
+                    metrics.add(receipt)
+                done = output.committed()
+                pending = incomplete(pending, done)
+                if not pending:
+                    break
         console.print(progress.line(), highlight=False, soft_wrap=True)
+        return progress.num_retries
     finally:
         if started_here:
             ray.shutdown()

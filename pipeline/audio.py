@@ -8,6 +8,7 @@ What the formats cannot tell: an MP3, Opus or AAC stream that just stops looks l
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ _SOUNDFILE = _SEEKABLE | {"OGG", "MP3"}  # of the rest libsndfile has guesses th
 _UNKNOWN_FRAMES = 1 << 48
 _STREAMED_BYTES = 0x7FFF_0000  # WAV writers that cannot seek back leave a data size from here on
 _RATES_HZ = range(1_000, 1_000_001)
+_AV_ERRORS = (av.FFmpegError, OSError, ValueError)
 _DATA_CHUNK = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
@@ -146,8 +148,8 @@ def _pyav_blocks(file: BinaryIO) -> _Blocks:
     try:
         # a playlist posing as audio must not make this machine open other files or addresses
         container = av.open(file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except av.FFmpegError as error:
-        raise AudioError("not_audio", f"neither libsndfile nor FFmpeg can read it ({error.strerror})") from error
+    except _AV_ERRORS as error:
+        raise AudioError("not_audio", f"neither libsndfile nor FFmpeg can read it ({_said(error)})") from error
     with container:
         if not container.streams.audio:
             raise AudioError("not_audio", f"a {container.format.name} file without an audio stream")
@@ -165,6 +167,14 @@ def _pyav_blocks(file: BinaryIO) -> _Blocks:
             yield rate, np.concatenate(pending)
 
 
+def _said(error: Exception) -> str:
+    """What FFmpeg said. Raises `error` where it is the disk's: FFmpeg seeks where a damaged header sends it, and what
+    the file then raises passes through."""
+    if isinstance(error, OSError) and not isinstance(error, av.FFmpegError) and error.errno != errno.EINVAL:
+        raise error
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
     stream = container.streams.audio[0]
     num_packets = num_bad = 0
@@ -178,8 +188,8 @@ def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
                     yield frame
             except av.error.InvalidDataError:
                 num_bad += 1
-    except av.FFmpegError as error:
-        raise AudioError("truncated", f"{container.format.name} breaks after {end_s:.2f} s: {error}") from error
+    except _AV_ERRORS as error:
+        raise AudioError("truncated", f"{container.format.name} breaks after {end_s:.2f} s: {_said(error)}") from error
     if num_bad > 1 + num_packets // 100:  # players skip a bad packet (a tag at the end, say), and so do we
         raise AudioError("corrupt", f"{num_bad} of {num_packets} packets of {container.format.name} do not decode")
     declared_s = _declared_s(container, stream)

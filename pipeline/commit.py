@@ -11,16 +11,18 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import retry
 from pipeline.config import TranscribeConfig
 from pipeline.output import RECORD_KEY, Output
-from pipeline.schema import TRANSCRIPTS, Labels
+from pipeline.placement import sentences
+from pipeline.schema import SAMPLE_RATE_HZ, TRANSCRIPTS, Hypothesis, Labels
 from pipeline.units import TranscribedSegment, TranscribedUnit
 
 VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-vad", "pyarrow", "numpy")
@@ -28,13 +30,16 @@ VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the driver learns of a committed unit; `new` is False when another writer was first."""
+    """What the driver learns of a committed unit; `new` is False when another writer was first, `num_retries` counts
+    the storage requests made again, from reading its audio to committing it; `errors` failed rows by reason code."""
 
     unit: str
     new: bool
     audio_s: float
     num_segments: int
     num_failed: int
+    num_retries: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
 
 
 def commit_unit(
@@ -50,6 +55,7 @@ def commit_unit(
         "config_hash": config.result_hash(),
         "run_id": run_id,
     }
+    errors = Counter(segment.error.partition(":")[0] for segment in unit.segments if segment.error)
     pairs = list(zip(unit.segments, labels, strict=True))
     rows = [_row(segment, label) | constants for segment, label in pairs]
     record = {
@@ -58,18 +64,23 @@ def commit_unit(
         "config_hash": constants["config_hash"],
         "committed_at": time.time(),
         "audio_s": unit.audio_s,
+        "decoded_s": unit.decoded_s,
         "busy_s": unit.busy_s,
         "num_recordings": unit.num_recordings,
         "num_segments": len(rows),
+        "num_retries": unit.num_retries,
         "status": Counter(label.status for label in labels),
-        "errors": Counter(segment.error.partition(":")[0] for segment in unit.segments if segment.error),
+        "errors": errors,
         "audio_s_by_language": _audio_by_language(unit.segments),
         "engine": unit.engine,
         "config": config.model_dump(mode="json", include={"audio", "segmentation", "engine", "labels"}),
         "versions": {name: version(name) for name in VERSIONED},
     }
+    before = retry.num_retries()
     new = output.commit_unit(unit.key, to_parquet(rows, record))
-    return Receipt(unit.key.name, new, unit.audio_s, len(rows), sum(label.status == "failed" for label in labels))
+    num_retries = unit.num_retries + retry.num_retries() - before
+    num_failed = sum(label.status == "failed" for label in labels)
+    return Receipt(unit.key.name, new, unit.audio_s, len(rows), num_failed, num_retries, dict(errors))
 
 
 def to_parquet(rows: list[dict[str, Any]], record: dict[str, Any]) -> bytes:
@@ -111,11 +122,19 @@ def _row(segment: TranscribedSegment, label: Labels) -> dict[str, Any]:
                 {"word": word.word, "start": word.start_s, "end": word.end_s, "score": word.score}
                 for word in hypothesis.words
             ],
+            "sentences": _sentences(segment, hypothesis),
             "token_ids": hypothesis.token_ids,
             "token_logprobs": hypothesis.token_logprobs,
             "finish_reason": hypothesis.finish_reason,
         }
     return row
+
+
+def _sentences(segment: TranscribedSegment, hypothesis: Hypothesis) -> list[dict[str, Any]]:
+    return [
+        {"text": each.text, "offset": segment.offset + each.start_s, "duration": each.end_s - each.start_s}
+        for each in sentences(hypothesis, segment.speech, round(segment.duration * SAMPLE_RATE_HZ))
+    ]
 
 
 def _audio_by_language(segments: Sequence[TranscribedSegment]) -> dict[str, float]:

@@ -8,18 +8,33 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline import redact
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A mistake of the user's in a configuration; the message is all that they need."""
+    """A mistake of the user's in a configuration; the message is all that they need, and holds no secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact.text(message))
 
 
 class _Section(BaseModel):
@@ -49,9 +64,13 @@ class UnitsConfig(_Section):
 
 
 class SegmentationConfig(_Section):
-    policy: Literal["pause"] = "pause"
-    min_s: float = Field(12.0, gt=0)  # a window is cut at its longest pause between min_s and max_s
+    policy: Literal["sentence", "pause", "fixed"] = "pause"
+    fixed_s: float = Field(16.0, gt=0, le=1200)  # fixed: the length of every window
+    # pause: a window is cut at its longest pause between min_s and max_s. sentence: it is decoded up to a pause before
+    # max_s, ended at the last sentence in its text after min_s, and the next window begins there
+    min_s: float = Field(12.0, gt=0)
     max_s: float = Field(30.0, gt=0, le=1200)
+    stretch_s: float = Field(300.0, gt=0)  # sentence: longer recordings are worked off as several stretches at once
     vad_threshold: float = Field(0.5, gt=0, lt=1)  # Silero's speech probability
     min_silence_ms: PositiveInt = 100
 
@@ -63,23 +82,46 @@ class SegmentationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    name: Literal["reference"] = "reference"
+    name: Literal["offline", "reference"] = "reference"
     model: str = "embedded/student"  # a Hub id, a local folder, or embedded/student, embedded/teacher
     revision: str | None = None  # of a Hub id: branch, tag or commit
+    aligner: str | None = None  # word times: Qwen/Qwen3-ForcedAligner-0.6B or a local folder
+    aligner_revision: str | None = None
     language: str | None = None  # force a language ("English"); null: the input's own, else detected
     trust_input_language: bool = False  # force the language that the input names for a recording
     context: str = ""  # hotwords, in the system prompt
     attention: Literal["windowed", "published"] = "windowed"  # published: full attention under SDPA, as qwen-asr runs
+    quantization: Literal["none", "int4"] = (
+        "none"  # int4: of a checkpoint that is quantized; see pipeline/engine/quantized
+    )
+    lm_head: Literal["full", "int8"] = "full"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_new_tokens: PositiveInt = 512
+    max_new_tokens_per_s: float = Field(24.0, gt=0)  # offline: of audio, with 32 more; a row that needs more runs away
     # what follows changes speed, not text
     device: str = "auto"
     threads: PositiveInt | None = None  # torch threads of an actor on CPU; null: its num_cpus
     batch_size: PositiveInt = 32
     batch_audio_s: float = Field(480.0, gt=0)  # padded audio of one batch
+    # offline: rows that are decoded at once, the share of the device's free memory that their cache may take, prompt
+    # tokens of one prefill (13 a second of audio), and how many waiting segments are sorted by length
+    slots: PositiveInt = 64
+    memory_share: float = Field(0.5, gt=0, lt=1)
+    prefill_tokens: PositiveInt = 8192
+    look_ahead: PositiveInt = 512
+    stall_timeout_s: float = Field(1800.0, gt=0)  # a batch that takes longer hangs: its process is ended and redone
+
+    @model_validator(mode="after")
+    def _runs_here(self) -> EngineConfig:
+        if self.name == "offline" and self.attention == "published":
+            raise ValueError("attention: published is of engine.name: reference; offline attends within windows")
+        return self
 
 
-ENGINE_SPEED_KEYS = {"device", "threads", "batch_size", "batch_audio_s"}
+ENGINE_SPEED_KEYS = {
+    "device", "threads", "batch_size", "batch_audio_s", "slots", "memory_share", "prefill_tokens", "look_ahead",
+    "stall_timeout_s",
+}  # fmt: skip
 """Keys of `EngineConfig` that change no row."""
 
 
@@ -96,6 +138,7 @@ class RayConfig(_Section):
     """Where the job runs and how much of the cluster it takes. Nothing here changes a transcript."""
 
     address: str | None = None  # null: a local Ray; "auto": the cluster of this node; "ray://host:10001"
+    read_stall_timeout_s: float = Field(300.0, gt=0)  # a recording that gives no audio for so long hangs its decoder
     read_tasks: PositiveInt | None = None  # concurrent read tasks; null: half of the cluster's CPUs, at least one
     engines: PositiveInt | None = None  # engine actors; null: one per GPU, or one when there is none
     num_gpus: float | None = Field(None, ge=0)  # of one engine actor; null: 1 when the cluster has GPUs, else 0
@@ -104,10 +147,42 @@ class RayConfig(_Section):
     object_store_bytes: PositiveInt | None = None  # of a local Ray
 
 
+class RetryConfig(_Section):
+    """How a request to a remote store is made again when it fails for what may pass: no answer, a broken one, 5xx, 429.
+
+    The wait before try n is drawn between 0 and `first_wait_s * 2**(n - 2)`: with the defaults the last try comes after
+    31 s on average, so that a store may be away for about that long.
+    """
+
+    attempts: PositiveInt = 8  # of one request, the first included
+    first_wait_s: float = Field(0.5, gt=0)
+    max_wait_s: float = Field(30.0, gt=0)  # a longer Retry-After is cut to it, too
+    timeout_s: float = Field(60.0, gt=0)  # s3, http: without a byte; an upload has a second more for every 100 kB
+
+
 class StorageConfig(_Section):
     """fsspec options by protocol: `{s3: {endpoint_url: ..., anon: true}}`. Credentials belong in the environment."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    retry: RetryConfig = RetryConfig()
+
+    @property
+    def access(self) -> dict[str, dict[str, Any]]:
+        """What the functions of pipeline.storage take as `options`: these, and the retry policy beside them."""
+        return self.options | {"retry": self.retry.model_dump()}
+
+    @field_validator("options")
+    @classmethod
+    def _retries_are_elsewhere(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if "retry" in options:
+            raise ValueError("`retry` is no protocol; write it as storage.retry")
+        for protocol in ("s3", "s3a"):
+            below = options.get(protocol, {}).get("config_kwargs", {})
+            for key in ("retries", "connect_timeout", "read_timeout"):
+                if key in below:
+                    right = "attempts" if key == "retries" else "timeout_s"
+                    raise ValueError(f"{protocol}.config_kwargs.{key} is decided by storage.retry.{right}; set that")
+        return options
 
 
 class TranscribeConfig(_Section):
@@ -146,7 +221,7 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is no valid YAML: {_yaml_mistake(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold `key: value` pairs, such as `inputs: [...]`")
     for override in overrides:
@@ -171,7 +246,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is no valid YAML; quote it") from None
+        raise ConfigError(f"--set {key_path}: the value is no valid YAML; quote it") from None
     *parents, last = key_path.split(".")
     node: Any = data
     for key in parents:
@@ -189,7 +264,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _index(node: Any, key: str, override: str) -> int:
     if not isinstance(node, list) or not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"--set {override}: there is no `{key}` to go into")
+        raise ConfigError(f"--set {override.partition('=')[0]}: there is no `{key}` to go into")
     return int(key)
 
 
@@ -211,7 +286,19 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"`{key}`: {message.removeprefix('Value error, ')}"
     if detail["type"] == "model_type":
         message = "should be a section of keys"
-    return f"`{key}` {message}, not {detail['input']!r}"
+    is_secret = isinstance(detail["input"], dict | list) or location[:2] == ["storage", "options"]
+    shown = f"a {type(detail['input']).__name__}" if is_secret else repr(detail["input"])
+    return f"`{key}` {message}, not {shown}"
+
+
+def _yaml_mistake(error: yaml.YAMLError) -> str:
+    """Where and what, without the line itself, which may hold credentials."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        said = ", ".join(filter(None, [error.context, error.problem]))
+        said = re.sub(r"'\w[^']*'", "a name", said)  # such as the alias that a password with a star is
+        return f"{said} in line {mark.line + 1}, column {mark.column + 1}"
+    return "it holds characters that YAML does not know"
 
 
 def _names_beside(model: type[BaseModel], location: list[Any]) -> list[str]:

@@ -1,64 +1,107 @@
 """The pipeline as Ray Data runs it, and the only file that knows Ray Data.
 
-    splits -> read + segment (CPU tasks) -> transcribe (engine actors) -> label + commit (tasks) -> receipts
+    splits -> read + segment (CPU tasks) -> transcribe + label + commit (engine actors) -> receipts
 
 One row is one unit, its audio nested: rows are never split or merged on the way, blocks are.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import units
+from pipeline.attempts import Attempts, Ledger
 from pipeline.commit import Receipt, commit_unit
 from pipeline.config import RayConfig, TranscribeConfig
 from pipeline.engine.checkpoint import CheckpointError
 from pipeline.label import label
+from pipeline.observe import EngineMetrics
 from pipeline.output import Output
 from pipeline.read import read_units
 from pipeline.segment import segment_unit
 from pipeline.transcribe import Transcriber
-from pipeline.units import Done, Split
+from pipeline.units import Done, Split, TranscribedUnit
 
 _READ_TASK_BYTES = 600 << 20  # what reading and decoding a unit takes at most
 _MAX_BLOCKS = 20_000  # of the input; more splits than that share a block, and with it a read task
 
 
+class SharedLedger:
+    """`Attempts` of all processes of a run, in an actor beside the driver; usable wherever it is sent."""
+
+    def __init__(self) -> None:
+        # hard, which costs nothing as the driver dies with its node: Ray puts a soft one without CPUs anywhere
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: dict[str, Any] = dict(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        self._ledger: Any = ray.remote(Ledger).options(**options).remote()
+
+    def begin(self, work: str) -> int:
+        return int(ray.get(self._ledger.begin.remote(work)))
+
+    def end(self, work: str) -> None:
+        ray.get(self._ledger.end.remote(work))
+
+
 def transcribe(
-    splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str
+    splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str, attempts: Attempts
 ) -> Iterator[Receipt]:
     """Work off `splits` on the connected Ray cluster, less what is `done`; yields a receipt per committed unit.
 
-    An exception of a step ends the job and is raised here; what was committed stays.
+    An exception of a step ends the job and is raised here; what was committed stays. A read task that died over a
+    recording may have lost a unit, as Ray takes what it gives the next time for what it gave before: compare names
+    afterwards.
     """
-    receipts = dataset(splits, done, config, run_id)
+    try:
+        yield from _receipts(dataset(splits, done, config, run_id, attempts))
+        return
+    except RayTaskError as error:
+        failure = _of_the_step(error)
+    # not from within: the frames behind Ray's error hold the engine actors, and they their resources
+    gc.collect()
+    raise failure
+
+
+def _receipts(receipts: ray.data.Dataset) -> Iterator[Receipt]:
     tables: Iterable[pa.Table] = receipts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
     for table in tables:
-        yield Receipt(**table.to_pylist()[0])
+        yield pickle.loads(table["receipt"][0].as_py())
 
 
-def dataset(splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str) -> ray.data.Dataset:
+def _of_the_step(error: RayTaskError) -> BaseException:
+    """What a step raised, without the advice that Ray Data writes below its message."""
+    cause: BaseException = error.cause
+    if cause.args and isinstance(cause.args[0], str):
+        cause.args = (cause.args[0].partition("\nFailed to apply UDF")[0], *cause.args[1:])
+    return cause
+
+
+def dataset(
+    splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str, attempts: Attempts
+) -> ray.data.Dataset:
     """The steps from splits to receipts, not yet running."""
     places = Places.on_cluster(config.ray)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the driver shows its own
     context.raise_original_map_exception = True  # the driver tells ours by their types
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised, and told once
-    context.target_max_block_size = (
-        1 << 20
-    )  # a block ends after the row that fills it: every unit is a block of its own
+    context.target_max_block_size = 1  # a block ends after the row that fills it: every unit is one, however short
     rows = [{"split": split.to_json(), "done": pickle.dumps(done.get(split.split_id, Done()))} for split in splits]
     return (
         ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         .map_batches(
-            _reader(config),
+            _reader(config, attempts),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=1,
@@ -68,7 +111,7 @@ def dataset(splits: Sequence[Split], done: dict[str, Done], config: TranscribeCo
         )
         .map_batches(
             _EngineActor,
-            fn_constructor_args=(config,),
+            fn_constructor_args=(config, attempts, run_id),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=config.ray.num_cpus,
@@ -79,7 +122,6 @@ def dataset(splits: Sequence[Split], done: dict[str, Done], config: TranscribeCo
                 max_concurrent_calls_per_actor=config.ray.units_in_flight,
             ),
         )
-        .map_batches(_committer(config, run_id), batch_size=1, batch_format="pyarrow", num_cpus=0)
     )
 
 
@@ -99,10 +141,10 @@ class Places:
         return cls(read_tasks, engines, num_gpus)
 
 
-def _reader(config: TranscribeConfig) -> Callable[[pa.Table], Iterator[pa.Table]]:
+def _reader(config: TranscribeConfig, attempts: Attempts) -> Callable[[pa.Table], Iterator[pa.Table]]:
     def read_and_segment(table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
-            for unit in read_units(Split.from_json(row["split"]), pickle.loads(row["done"]), config):
+            for unit in read_units(Split.from_json(row["split"]), pickle.loads(row["done"]), config, attempts):
                 audio = units.to_table(segment_unit(unit, config.segmentation))
                 del unit  # or the task would hold two copies while it waits
                 yield audio
@@ -111,13 +153,21 @@ def _reader(config: TranscribeConfig) -> Callable[[pa.Table], Iterator[pa.Table]
 
 
 class _EngineActor:
-    """Async, so that Ray runs several units in one actor at once: their segments share the engine's batches."""
+    """Async, so that Ray runs several units in one actor at once: their segments share the engine's batches.
 
-    def __init__(self, config: TranscribeConfig) -> None:
+    A unit keeps its place among them until it is committed: a death never costs more than what is in flight, and
+    engines wait for a store that is away instead of decoding what a death would then take.
+    """
+
+    def __init__(self, config: TranscribeConfig, attempts: Attempts, run_id: str) -> None:
         threads = config.engine.threads or max(1, int(config.ray.num_cpus))
+        engine = config.engine.model_copy(update={"threads": threads})
+        self._commit = _committer(config, run_id)
+        self._commits = ThreadPoolExecutor(1)  # one at a time: a process counts its storage retries as a whole
+        self._metrics = EngineMetrics(run_id)
         self._refused: CheckpointError | None = None
         try:
-            self._transcriber = Transcriber(config.engine.model_copy(update={"threads": threads}))
+            self._transcriber = Transcriber(engine, config.segmentation, attempts, self._metrics.batch)
         except CheckpointError as error:  # of what is raised here Ray passes on the text alone, and tries again
             self._refused = error
 
@@ -125,15 +175,14 @@ class _EngineActor:
         if self._refused is not None:
             raise self._refused
         transcribed = await self._transcriber(units.from_table(table))
-        yield {"unit": [pickle.dumps(transcribed)]}
+        self._metrics.unit(transcribed.busy_s)
+        receipt = await asyncio.get_running_loop().run_in_executor(self._commits, self._commit, transcribed)
+        yield {"receipt": [pickle.dumps(receipt)]}
 
 
-def _committer(config: TranscribeConfig, run_id: str) -> Callable[[pa.Table], dict[str, Any]]:
-    def label_and_commit(table: pa.Table) -> dict[str, Any]:
-        unit = pickle.loads(table["unit"][0].as_py())
+def _committer(config: TranscribeConfig, run_id: str) -> Callable[[TranscribedUnit], Receipt]:
+    def label_and_commit(unit: TranscribedUnit) -> Receipt:
         labels = [label(row.hypothesis, row.duration, row.speech_ratio, config.labels) for row in unit.segments]
-        output = Output(config.output, config.storage.options)
-        receipt = commit_unit(output, unit, labels, config, run_id)
-        return {name: [getattr(receipt, name)] for name in Receipt.__dataclass_fields__}
+        return commit_unit(Output(config.output, config.storage.access), unit, labels, config, run_id)
 
     return label_and_commit

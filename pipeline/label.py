@@ -82,7 +82,7 @@ def filter_reasons(
         ("truncated", finish_reason == "length"),
         ("no_speech", _below(speech_ratio, config.min_speech_ratio)),
         ("low_logprob", _below(avg_logprob, config.min_avg_logprob)),
-        ("repetitive", _above(compression_ratio, config.max_compression_ratio)),
+        ("repetitive", finish_reason == "repetition" or _above(compression_ratio, config.max_compression_ratio)),
         ("char_rate", _above(char_rate, config.max_char_rate)),
     ]
     return [reason for reason, caught in checks if caught]

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def expand(path: str) -> Iterator[str]:
 
 
 def has_glob(path: str) -> bool:
+    if storage.protocol_of(path) in ("http", "https"):
+        path = path.partition("?")[0]  # a query, as presigned URLs have
     return _MAGIC.search(path) is not None
 
 
@@ -85,13 +88,13 @@ def file_names(folder: str, options: Options) -> list[str]:
 
 
 def _iter_literal(url: str, options: Options) -> Iterator[FileInfo]:
-    with explained(url):
-        if storage.is_local(url):
+    if storage.is_local(url):
+        with explained(url):
             is_folder, num_bytes = Path(url).is_dir(), Path(url).stat().st_size
-        else:
-            fs, path = storage.filesystem(url, options)
-            info = fs.info(path)
-            is_folder, num_bytes = info["type"] == "directory", info["size"] or 0
+    else:
+        fs, path = storage.filesystem(url, options)
+        info = storage.ask(url, options, partial(storage.said_why, fs, path, partial(fs.info, path)))
+        is_folder, num_bytes = info["type"] == "directory", info["size"] or 0
     if is_folder:
         yield from _iter_folder(url, options)
     else:
@@ -104,11 +107,10 @@ def _iter_folder(url: str, options: Options, recursive: bool = True) -> Iterator
         return
     fs, path = storage.filesystem(url, options)
     if storage.is_s3(url):
-        yield from _s3_objects(fs, url, "" if recursive else "/", f"{fs.split_path(path)[1]}/".lstrip("/"))
+        yield from _s3_objects(fs, url, options, "" if recursive else "/", f"{fs.split_path(path)[1]}/".lstrip("/"))
         return
-    with explained(url):
-        fs.invalidate_cache()
-        found = fs.find(path, detail=True, maxdepth=None if recursive else 1)
+    fs.invalidate_cache()
+    found = storage.ask(url, options, partial(fs.find, path, detail=True, maxdepth=None if recursive else 1))
     yield from _infos(fs, found)
 
 
@@ -125,13 +127,12 @@ def _iter_glob(pattern: str, options: Options) -> Iterator[FileInfo]:
     fs, path = storage.filesystem(pattern, options)
     if storage.is_s3(pattern):
         prefix = fs.split_path(fs._strip_protocol(literal + "x"))[1][:-1]
-        objects = _s3_objects(fs, pattern, "/" if depth == 1 else "", prefix)
+        objects = _s3_objects(fs, pattern, options, "/" if depth == 1 else "", prefix)
         yield from (info for info in objects if matches(info.url))
         return
-    with explained(pattern):
-        fs.invalidate_cache()
-        found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-    yield from _infos(fs, found)
+    fs.invalidate_cache()
+    found = storage.ask(pattern, options, partial(fs.glob, path, detail=True))
+    yield from _infos(fs, {name: info for name, info in found.items() if info["type"] == "file"})
 
 
 def _walk(folder: str, depth: int | None) -> Iterator[FileInfo]:
@@ -162,14 +163,13 @@ def _size(path: str) -> int:
         return 0
 
 
-def _s3_objects(fs: Any, url: str, delimiter: str, prefix: str) -> Iterator[FileInfo]:
+def _s3_objects(fs: Any, url: str, options: Options, delimiter: str, prefix: str) -> Iterator[FileInfo]:
     """The objects under a key prefix, one page of 1,000 at a time: `fs.find` would hold them all."""
     bucket = fs.split_path(fs._strip_protocol(url))[0]
     request = {"Bucket": bucket, "Prefix": prefix} | ({"Delimiter": delimiter} if delimiter else {})
     scheme = storage.protocol_of(url)
     while True:
-        with explained(url):
-            page = fs.call_s3("list_objects_v2", **request)
+        page = storage.ask(url, options, partial(fs.call_s3, "list_objects_v2", **request))
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield FileInfo(f"{scheme}://{bucket}/{item['Key']}", item["Size"])

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline import listing, storage
+from pipeline import listing, redact, storage
 from pipeline.config import ENGINE_SPEED_KEYS, ConfigError, TranscribeConfig
 from pipeline.units import Done, Split, UnitKey
 
@@ -60,8 +60,7 @@ class Output:
         document = {
             "config_hash": config.result_hash(),
             "model_revision": model_revision,
-            # without the storage options: they may hold credentials
-            "config": config.model_dump(mode="json", exclude={"storage"}),
+            "config": _public(config),
         }
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         if storage.commit(url, text.encode(), self._options):
@@ -117,6 +116,14 @@ class Output:
         with storage.open_read(url, self._options) as file:
             metadata = pq.read_metadata(file).metadata
         return json.loads(metadata[RECORD_KEY])  # type: ignore[no-any-return]
+
+
+def _public(config: TranscribeConfig) -> dict[str, Any]:
+    """The configuration without what may hold credentials: storage options, and parts of URLs."""
+    data = config.model_dump(mode="json", exclude={"storage"})
+    for source in data["inputs"]:
+        source["path"] = redact.names(source["path"])
+    return data | {"output": redact.names(data["output"])}
 
 
 def planned(splits: Iterable[Split]) -> list[PlannedSplit]:

@@ -24,7 +24,7 @@ class Progress:
         self._console = console
         self._expected_s = expected_s
         self._began = self._logged = time.monotonic()
-        self._units = self._failed = 0
+        self._units = self._failed = self.num_retries = 0
         self._audio_s = 0.0
         self._live = Live(get_renderable=self._text, console=console, refresh_per_second=2, transient=True)
 
@@ -40,6 +40,7 @@ class Progress:
     def add(self, receipt: Receipt) -> None:
         self._units += 1
         self._failed += receipt.num_failed
+        self.num_retries += receipt.num_retries
         self._audio_s += receipt.audio_s
         if not self._console.is_terminal and time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
@@ -52,8 +53,10 @@ class Progress:
         remaining_s = max(self._expected_s - self._audio_s, 0.0)
         eta = duration(remaining_s / rtfx) if rtfx else "after the first unit"
         failed = f" · {self._failed} failed" if self._failed else ""
+        retries = f" · {self.num_retries} storage retries" if self.num_retries else ""
+        done = f"{duration(self._audio_s)} of ~{duration(self._expected_s)} audio"
         return (
-            f"{self._units} units · {duration(self._audio_s)} of ~{duration(self._expected_s)} audio{failed} · "
+            f"{self._units} units · {done}{failed}{retries} · "
             f"{rtfx:.1f}x real time · {duration(elapsed)} elapsed · ETA {eta}"
         )
 

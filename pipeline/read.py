@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline import segmentation, vad
+from pipeline import retry, segmentation, vad
+from pipeline.attempts import CRASHED, MAX_ATTEMPTS, Attempts, Ledger, Watchdog, end_process, watchdog
 from pipeline.audio import AudioError, Channels, decode
 from pipeline.config import TranscribeConfig
 from pipeline.schema import SAMPLE_RATE_HZ
@@ -25,28 +26,67 @@ _CUT_WITHIN_SHARE = 0.2
 _SAMPLE_BYTES = 2
 
 
-def read_units(split: Split, done: Done, config: TranscribeConfig) -> Iterator[Unit]:
+def read_units(split: Split, done: Done, config: TranscribeConfig, attempts: Attempts | None = None) -> Iterator[Unit]:
     """Yields the units of `split` that are not in `done`, in order; a split without samples is one empty unit.
 
     A recording that cannot be read travels as one with `error`. What may be better on another day (a store that refuses
-    or fails, a split that has changed) raises.
+    or fails, a split that has changed) raises. `attempts` are the run's, to find what ends the process.
     """
+    before = retry.num_retries()
+    for unit in _units(split, done, config, attempts or Ledger()):
+        unit.num_retries, before = retry.num_retries() - before, retry.num_retries()
+        yield unit
+
+
+def _units(split: Split, done: Done, config: TranscribeConfig, attempts: Attempts) -> Iterator[Unit]:
     filler = Filler(config.units.target_s)
-    group = _Group(split.split_id, 0, done, config)
-    for sample in samples(split, config.storage.options):
+    guard = _Guard(attempts, attempts.begin(split.split_id) > 0, watchdog(config.ray.read_stall_timeout_s))
+    group = _Group(split.split_id, 0, done, config, guard)
+    for sample in samples(split, config.storage.access):
         number = filler.run_of(sample.estimated_s)
         if number != group.number:
             yield from group.flush("g")
-            group = _Group(split.split_id, number, done, config)
+            group = _Group(split.split_id, number, done, config, guard)
         yield from group.add(sample)
     yield from group.flush("z")
+    attempts.end(split.split_id)
+
+
+class _Guard:
+    """Between a decoder and the process it may end: announces recordings where an earlier attempt died, and ends the
+    process over one that hangs."""
+
+    def __init__(self, attempts: Attempts, one_by_one: bool, watchdog: Watchdog) -> None:
+        self._attempts, self._one_by_one, self._watchdog = attempts, one_by_one, watchdog
+
+    def admits(self, recording_id: str) -> bool:
+        return not self._one_by_one or self._attempts.begin(recording_id) < MAX_ATTEMPTS
+
+    def decode(self, sample: Sample, channels: Channels) -> Iterator[np.ndarray]:
+        assert sample.open is not None
+        with sample.open() as file:
+            blocks = decode(file, channels, sample.offset_s, sample.duration_s)
+            while True:
+                try:
+                    with self._watchdog.watch(sample.recording_id):
+                        block = next(blocks, None)
+                except MemoryError:  # of this recording's doing or not: a process of its own will show
+                    end_process(f"no memory left to decode {sample.recording_id}")
+                if block is None:
+                    break
+                yield block
+
+    def ended(self, recording_id: str) -> None:
+        if self._one_by_one:
+            self._attempts.end(recording_id)
 
 
 class _Group:
     """One group on its way into parts: the part being filled, and which parts are wanted."""
 
-    def __init__(self, split_id: str, number: int, done: Done, config: TranscribeConfig) -> None:
+    def __init__(self, split_id: str, number: int, done: Done, config: TranscribeConfig, guard: _Guard) -> None:
         self.number = number
+        self._guard = guard
         self._split_id, self._config = split_id, config
         self._done = done.parts(number)
         self._limit = max(int(2 * config.units.target_s * SAMPLE_RATE_HZ), 1)
@@ -66,19 +106,25 @@ class _Group:
         current = _Decoding(sample, self._config.audio.channels)
         error = sample.error
         if sample.open is not None and error is None:
+            if not self._guard.admits(sample.recording_id):
+                while self._part in self._done.ends:  # a part that is committed does not have this row
+                    yield from self.flush("p")
+                self._collect(current, 0, f"crashed_process: {CRASHED}")
+                return
             try:
-                with sample.open() as file:
-                    for block in decode(file, self._config.audio.channels, sample.offset_s, sample.duration_s):
-                        current.append(block)
-                        while current.num_frames > self._room(current):
-                            yield from self._overflow(current)
-                        if not self._pending:
-                            return
+                for block in self._guard.decode(sample, self._config.audio.channels):
+                    current.append(block)
+                    while current.num_frames > self._room(current):
+                        yield from self._overflow(current)
+                    if not self._pending:
+                        break
             except AudioError as failure:
                 error = str(failure)
             except FileUnavailableError as failure:
                 error = f"{failure.code}: {failure}"
-        self._collect(current, current.num_frames, error)
+            self._guard.ended(sample.recording_id)
+        if self._pending:
+            self._collect(current, current.num_frames, error)
 
     def flush(self, end: End) -> Iterator[Unit]:
         """Yields the part being filled, unless it is committed, and starts the next."""

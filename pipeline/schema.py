@@ -48,7 +48,9 @@ class Hypothesis:
 
     `token_ids` and `token_logprobs` are parallel and include the end token when there is one; log-probabilities are
     natural, of the chosen token under the unmodified distribution. `text_raw` is the decoded text before any
-    clean-up. `finish_reason` is "stop" (end token) or "length" (token limit).
+    clean-up, `token_ends` how many of its characters stand after each token (empty where the engine does not say).
+    `finish_reason` is "stop" (end token), "length" (token limit), "repetition" (it began to loop and was ended) or
+    "sentence" (the window was ended at a sentence, what follows is the next one's).
     """
 
     text: str
@@ -58,6 +60,16 @@ class Hypothesis:
     token_logprobs: list[float]
     finish_reason: str
     words: list[Word] = field(default_factory=list)
+    token_ends: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a segment; times in seconds from the segment's start."""
+
+    text: str
+    start_s: float
+    end_s: float
 
 
 Status = Literal["ok", "empty", "failed"]
@@ -78,6 +90,35 @@ class Labels:
     def keep(self) -> bool:
         return not self.filter_reasons
 
+
+ERROR_CODES = {
+    # what is named cannot be had
+    "missing_file": "no such file, or a folder",
+    "permission_denied": "this user, or these credentials, may not read it",
+    "unreachable": "its store answers for others and not for it, after every retry",
+    "bad_manifest_line": "a manifest's line that names no recording",
+    "no_audio": "a key, link or row without audio",
+    "damaged_tar": "the tar breaks here, and what follows is lost",
+    "damaged_parquet": "the rest of a row group that cannot be read",
+    "too_large": "more than is unpacked of one recording",
+    # its audio cannot be decoded, or not to its end: audio.AudioError
+    "empty_file": "no bytes",
+    "not_audio": "no audio in it",
+    "no_samples": "no samples, or none in the stretch asked for",
+    "truncated": "it breaks before it ends",
+    "corrupt": "more than 1 % of its packets do not decode",
+    "bad_format": "a sample rate or a change of channels that makes no sense",
+    # its audio cannot be transcribed: engine.base.EngineFailure
+    "unsupported_language": "the language to force is none of the model's",
+    "bad_context": "hotwords that hold tokens of the prompt",
+    "segment_too_long": "more audio than the model takes",
+    "out_of_memory": "not even alone in its batch",
+    "not_finite": "the model's logits are NaN",
+    "engine_error": "what the engine raised over it",
+    # either
+    "crashed_process": "the process that works on it dies, every time",
+}
+"""The reason codes that begin the `error` of a failed row, up to the colon."""
 
 _dictionary = pa.dictionary(pa.int32(), pa.string())
 
@@ -101,6 +142,10 @@ TRANSCRIPTS = pa.schema(
                 )
             ),
         ),
+        pa.field(
+            "sentences",  # the text at its punctuation; seconds as in offset and duration
+            pa.list_(pa.struct([("text", pa.string()), ("offset", pa.float64()), ("duration", pa.float64())])),
+        ),
         pa.field("token_ids", pa.list_(pa.int32())),
         pa.field("token_logprobs", pa.list_(pa.float32())),
         pa.field("avg_logprob", pa.float32()),
@@ -109,7 +154,7 @@ TRANSCRIPTS = pa.schema(
         pa.field("char_rate", pa.float32()),
         pa.field("finish_reason", pa.string()),
         pa.field("status", pa.string(), nullable=False),  # ok | empty | failed
-        pa.field("error", pa.string()),  # "<reason code>: <detail>" of a failed row
+        pa.field("error", pa.string()),  # "<reason code>: <detail>" of a failed row: ERROR_CODES
         pa.field("keep", pa.bool_(), nullable=False),
         pa.field("filter_reasons", pa.list_(pa.string()), nullable=False),
         pa.field("unit_id", pa.string(), nullable=False),

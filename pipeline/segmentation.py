@@ -19,7 +19,7 @@ def longest_pause(speech: list[Span], lo: int, hi: int) -> Span | None:
     """
     best: Span | None = None
     begin = lo
-    for start, end in _overlapping(speech, lo, hi) + [(hi, hi)]:
+    for start, end in speech_in(speech, lo, hi) + [(hi, hi)]:
         if start > begin and (best is None or start - begin >= best[1] - best[0]):
             best = (begin, start)
         begin = end
@@ -65,12 +65,23 @@ def segment_by_pause(num_samples: int, speech: list[Span], min_s: float, max_s: 
     return windows
 
 
+def segment_fixed(num_samples: int, window_s: float) -> list[Span]:
+    """Windows `[start, end)` of `window_s` seconds that tile `[0, num_samples)` wherever they cut; the last one is at
+    least a second long (half a window when that is less)."""
+    window = max(round(window_s * SAMPLE_RATE_HZ), 2)
+    min_tail = min(round(_MIN_TAIL_S * SAMPLE_RATE_HZ), window // 2)
+    starts = list(range(0, num_samples, window))
+    if len(starts) > 1 and num_samples - starts[-1] < min_tail:
+        starts[-1] = num_samples - min_tail
+    return list(zip(starts, [*starts[1:], num_samples], strict=True))
+
+
 def speech_samples(speech: list[Span], lo: int, hi: int) -> int:
     """How many samples of `[lo, hi)` are speech."""
-    return sum(end - start for start, end in _overlapping(speech, lo, hi))
+    return sum(end - start for start, end in speech_in(speech, lo, hi))
 
 
-def _overlapping(speech: list[Span], lo: int, hi: int) -> list[Span]:
+def speech_in(speech: list[Span], lo: int, hi: int) -> list[Span]:
     """The parts of `speech` inside `[lo, hi)`."""
     first = bisect_right(speech, lo, key=lambda span: span[1])
     inside = []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
-from pipeline.output import Output
+from pipeline.output import Output, RunPlan
 from pipeline.progress import duration
+from pipeline.units import Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Summary:
 
     A split's units are known for certain once its last one is committed; until then `units_planned` takes the largest
     number seen plus an estimate from its bytes, and `is_exact` is False. `rtfx` is audio seconds per wall second of the
-    newest run, None before its first commit.
+    newest run, None before its first commit; `num_retries` counts the storage requests made again to read the inputs.
     """
 
     splits_planned: int
@@ -30,6 +33,7 @@ class Summary:
     audio_planned_s: float
     num_recordings: int
     num_segments: int
+    num_retries: int
     status: dict[str, int]
     errors: dict[str, int]
     audio_s_by_language: dict[str, float]
@@ -49,13 +53,18 @@ def summarize(output: Output) -> Summary:
     """Read names and footers of everything committed. Raises ConfigError when no job has written there."""
     plan, committed = output.read_plan(), output.committed()
     keys = sorted(key for done in committed.values() for key in done.keys)
+    return summarize_records(plan, committed, output.records(keys))
+
+
+def summarize_records(plan: RunPlan, committed: Mapping[str, Done], records: Iterable[dict[str, Any]]) -> Summary:
+    """`records` are those of all `committed` units, in any order; they are consumed one by one."""
     status: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     audio_s = run_audio_s = 0.0
-    recordings = segments = 0
+    recordings = segments = retries = 0
     last_commit = plan.started_at
-    for record in output.records(keys):
+    for record in records:
         status.update(record["status"])
         errors.update(record["errors"])
         for language, seconds in record["audio_s_by_language"].items():
@@ -63,6 +72,7 @@ def summarize(output: Output) -> Summary:
         audio_s += record["audio_s"]
         recordings += record["num_recordings"]
         segments += record["num_segments"]
+        retries += record["num_retries"]
         if record["run_id"] == plan.run_id:
             run_audio_s += record["audio_s"]
             last_commit = max(last_commit, record["committed_at"])
@@ -86,12 +96,13 @@ def summarize(output: Output) -> Summary:
         splits_planned=len(plan.splits),
         splits_complete=complete,
         units_planned=units_planned,
-        units_committed=len(keys),
+        units_committed=sum(len(done.keys) for done in committed.values()),
         is_exact=finished,
         audio_s=audio_s,
         audio_planned_s=audio_s + remaining_s,
         num_recordings=recordings,
         num_segments=segments,
+        num_retries=retries,
         status=dict(status),
         errors=dict(errors.most_common()),
         audio_s_by_language=dict(languages.most_common()),
@@ -121,6 +132,8 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.audio_s_by_language:
         by_language = (f"{name} {duration(seconds)}" for name, seconds in summary.audio_s_by_language.items())
         lines.append("languages  " + ", ".join(by_language))
+    if summary.num_retries:
+        lines.append(f"storage    {summary.num_retries:,} requests made again to read the inputs")
     if summary.rtfx is not None:
         eta = "" if summary.eta_s is None or summary.is_complete else f" · ETA {duration(summary.eta_s)}"
         lines.append(f"speed      {summary.rtfx:.1f}x real time in the newest run{eta}")

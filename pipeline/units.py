@@ -60,10 +60,10 @@ class Split:
     def split_id(self) -> str:
         """16 hex digits from kind and items: the same inputs give the same units."""
         text = json.dumps([self.kind, self.items], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Split:
@@ -127,7 +127,8 @@ class Recording:
 
     `pcm` is int16 `[num_samples]`, 16 kHz mono; `offset_s` is where it starts in the audio file. A recording that could
     not be read has `error` ("<reason code>: <detail>") and whatever audio came before it. `continues` is True where a
-    former unit holds its beginning.
+    former unit holds its beginning. `speech` are the `[start, end)` samples where someone speaks, in order (after the
+    segment step).
     """
 
     recording_id: str
@@ -139,6 +140,7 @@ class Recording:
     text_ref: str | None = None
     error: str | None = None
     continues: bool = False
+    speech: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
@@ -147,11 +149,13 @@ class Recording:
 
 @dataclass(slots=True)
 class Unit:
-    """A unit's audio on its way to the engine: recordings, then (after the segment step) spans of them."""
+    """A unit's audio on its way to the engine: recordings, then (after the segment step) spans of them. `num_retries`
+    counts the storage requests that were made again to read it."""
 
     key: UnitKey
     recordings: list[Recording]
     spans: list[Span] = field(default_factory=list)
+    num_retries: int = 0
 
     @property
     def audio_s(self) -> float:
@@ -160,20 +164,23 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Samples `[start, start + num_samples)` of `recordings[recording].pcm`, and the share of it that is speech."""
+    """Samples `[start, start + num_samples)` of `recordings[recording].pcm`."""
 
     recording: int
     start: int
     num_samples: int
-    speech_ratio: float
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return self.start, self.start + self.num_samples
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribedSegment:
     """One row to be: a stretch of a recording with what the engine said, or why there is nothing.
 
-    `offset` and `duration` in seconds of the audio file; `error` is "<reason code>: <detail>", and then there is no
-    hypothesis.
+    `offset` and `duration` in seconds of the audio file; `speech` as in `Recording`, from the segment's start on;
+    `error` is "<reason code>: <detail>", and then there is no hypothesis.
     """
 
     segment_id: str
@@ -186,19 +193,23 @@ class TranscribedSegment:
     speech_ratio: float | None
     hypothesis: Hypothesis | None
     error: str | None
+    speech: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribedUnit:
-    """A unit's rows to be. `num_recordings` counts those that begin here, `busy_s` is the wall time from the audio's
-    arrival to its last hypothesis, `engine` holds the fields of the engine's `EngineInfo`."""
+    """A unit's rows to be. `num_recordings` counts those that begin here, `decoded_s` the audio that the engine decoded
+    (some of it twice where windows roll at sentences), `busy_s` is the wall time from the audio's arrival to its last
+    hypothesis, `engine` holds the fields of the engine's `EngineInfo`, `num_retries` is the unit's."""
 
     key: UnitKey
     segments: list[TranscribedSegment]
     num_recordings: int
     audio_s: float
+    decoded_s: float
     busy_s: float
     engine: dict[str, Any]
+    num_retries: int = 0
 
 
 _RECORDING = pa.struct(
@@ -211,13 +222,19 @@ _RECORDING = pa.struct(
         ("text_ref", pa.string()),
         ("error", pa.string()),
         ("continues", pa.bool_()),
+        ("speech", pa.list_(pa.list_(pa.int64()))),
         ("pcm", pa.large_binary()),
     ]
 )
-_SPAN = pa.struct(
-    [("recording", pa.int32()), ("start", pa.int64()), ("num_samples", pa.int64()), ("speech_ratio", pa.float32())]
+_SPAN = pa.struct([("recording", pa.int32()), ("start", pa.int64()), ("num_samples", pa.int64())])
+UNIT_ROW = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("recordings", pa.list_(_RECORDING)),
+        ("spans", pa.list_(_SPAN)),
+        ("num_retries", pa.int32()),
+    ]
 )
-UNIT_ROW = pa.schema([("unit", pa.string()), ("recordings", pa.list_(_RECORDING)), ("spans", pa.list_(_SPAN))])
 """How a unit travels between processes: one row, its recordings and spans nested, audio as int16 bytes."""
 
 
@@ -238,7 +255,8 @@ def to_table(unit: Unit) -> pa.Table:
     nested = pa.StructArray.from_arrays(columns, fields=list(_RECORDING))
     recordings = pa.ListArray.from_arrays(pa.array([0, len(audio)], pa.int32()), nested)
     spans = pa.array([[asdict(span) for span in unit.spans]], pa.list_(_SPAN))
-    return pa.Table.from_arrays([pa.array([unit.key.name]), recordings, spans], schema=UNIT_ROW)
+    num_retries = pa.array([unit.num_retries], pa.int32())
+    return pa.Table.from_arrays([pa.array([unit.key.name]), recordings, spans, num_retries], schema=UNIT_ROW)
 
 
 def from_table(table: pa.Table) -> Unit:
@@ -249,11 +267,17 @@ def from_table(table: pa.Table) -> Unit:
     nested = row.flatten()
     fields = {name: column for name, column in zip(_RECORDING.names, nested.flatten(), strict=True)}
     audio = _pcm_views(fields.pop("pcm"))
+    speech = fields.pop("speech")
     recordings = [
-        Recording(pcm=pcm, **{name: column[index].as_py() for name, column in fields.items()})
+        Recording(
+            pcm=pcm,
+            speech=[(start, end) for start, end in speech[index].as_py()],
+            **{name: column[index].as_py() for name, column in fields.items()},
+        )
         for index, pcm in enumerate(audio)
     ]
-    return Unit(key, recordings, [Span(**span) for span in table["spans"][0].as_py()])
+    spans = [Span(**span) for span in table["spans"][0].as_py()]
+    return Unit(key, recordings, spans, table["num_retries"][0].as_py())
 
 
 def _pcm_views(column: pa.LargeBinaryArray) -> list[np.ndarray]:

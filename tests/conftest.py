@@ -6,6 +6,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,9 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.config import TranscribeConfig
 from pipeline.schema import SAMPLE_RATE_HZ
+from tests import radosgw
 from tests.engine.tiny import build_checkpoint, noise
+from tests.fault_proxy import FaultProxy
 
 # Ray reads these when it is first imported. The token is private to this session; a token file that is not at Ray's
 # default path has to exist.
@@ -35,6 +38,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def light_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that the workers of `local_ray` take for a light engine (tests/poison): nothing of a model is loaded."""
+    folder = tmp_path_factory.mktemp("light") / "light"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "light").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def s3_options() -> Iterator[dict[str, dict[str, Any]]]:
     """`storage.options` for a moto server that lives as long as the session. Make a bucket of your own in it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -45,11 +57,29 @@ def s3_options() -> Iterator[dict[str, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[radosgw.Server]:
+    """A radosgw that lives as long as the session. Make a bucket of your own in it."""
+    missing = radosgw.missing_programs()
+    if missing:
+        pytest.skip(f"radosgw: no {', '.join(missing)} here; apt-get install {radosgw.PACKAGES}")
+    with radosgw.serve(tmp_path_factory.mktemp("radosgw")) as server:
+        yield server
+
+
+@pytest.fixture
+def fault_proxy(object_store: radosgw.Server) -> Iterator[FaultProxy]:
+    """A proxy before the radosgw that passes everything on until it is given a plan."""
+    with FaultProxy(object_store.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray for the session, which jobs join."""
+    """A local Ray for the session, which jobs join; its workers know poison."""
     import ray
 
-    path = str(Path(__file__).parent.parent)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), str(here / "poison")])
     ray.init(
         num_cpus=2,
         include_dashboard=False,

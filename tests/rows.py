@@ -34,7 +34,8 @@ def failed(recording: str, error: str, offset: float = 0.0) -> TranscribedSegmen
 
 
 def unit(key: UnitKey, *segments: TranscribedSegment, audio_s: float = 10.0) -> TranscribedUnit:
-    return TranscribedUnit(key, list(segments), len({row.recording_id for row in segments}), audio_s, 1.5, asdict(INFO))
+    recordings = len({row.recording_id for row in segments})
+    return TranscribedUnit(key, list(segments), recordings, audio_s, audio_s, 1.5, asdict(INFO))
 
 
 def labels_of(unit: TranscribedUnit) -> list[Labels]:

@@ -46,7 +46,7 @@ def commit(output: Output, unit: TranscribedUnit, run_id: str = "run-1") -> Rece
 
 def test_rows_are_in_the_schema_and_in_order(output: Output) -> None:
     unit = example()
-    assert commit(output, unit) == Receipt(KEY.name, True, 10.0, 5, 2)
+    assert commit(output, unit) == Receipt(KEY.name, True, 10.0, 5, 2, 0, {"truncated": 1, "not_audio": 1})
     (file,) = Path(output.transcripts_url).iterdir()
     assert file.name == f"{KEY.name}.parquet"
     table = pq.read_table(file)
@@ -92,7 +92,7 @@ def test_the_record_says_where_every_figure_comes_from(output: Output) -> None:
     assert record["config_hash"] == CONFIG.result_hash() and record["config"]["engine"]["context"] == "hotword"
     assert record["num_recordings"] == 3 and record["num_segments"] == 5 and record["audio_s"] == 10.0
     assert record["status"] == {"ok": 2, "empty": 1, "failed": 2}
-    assert record["errors"] == {"truncated": 1, "not_audio": 1}
+    assert record["errors"] == {"truncated": 1, "not_audio": 1} and record["num_retries"] == 0
     assert record["audio_s_by_language"] == {"English": 2.0, "none": 2.0, "Vietnamese": 3.0}
     assert record["engine"]["num_parameters"] == 72_000 and record["engine"]["attention"] == "windowed"
     assert record["versions"] == {name: version(name) for name in VERSIONED}

@@ -37,7 +37,22 @@ def config(**sections: Any) -> TranscribeConfig:
         (BASE + "segmentation: {min_s: 40}", "`segmentation`: min_s (40.0) must be below max_s (30.0)"),
         (BASE + "units: {target_s: .inf}", "`units.target_s` should be a finite number, not inf"),
         (BASE + "labels: {max_char_rate: .nan}", "`labels.max_char_rate` should be a finite number, not nan"),
-        (BASE + "storage: {options: {s3: 5}}", "`storage.options.s3` should be a valid dictionary, not 5"),
+        (BASE + "storage: {options: {s3: 5}}", "`storage.options.s3` should be a valid dictionary, not a int"),
+        (
+            BASE + "storage: {options: {retry: {}}}",
+            "`storage.options`: `retry` is no protocol; write it as storage.retry",
+        ),
+        (
+            BASE + "storage: {options: {s3: {config_kwargs: {retries: {max_attempts: 9}}}}}",
+            "`storage.options`: s3.config_kwargs.retries is decided by storage.retry.attempts; set that",
+        ),
+        (BASE + "storage: {retry: {attempts: 0}}", "`storage.retry.attempts` should be greater than 0, not 0"),
+        (BASE + "storage: {retry: {wait_s: 1}}", "unknown key `storage.retry.wait_s`; did you mean `max_wait_s`?"),
+        (
+            BASE + "storage: {options: {s3: [{secret: hush}]}}",
+            "`storage.options.s3` should be a valid dictionary, not a list",
+        ),
+        (BASE + "storage: [{options: {s3: {secret: hush}}}]", "`storage` should be a section of keys, not a list"),
         ("inputs: []\noutput: o", "`inputs` needs at least 1 item"),
         ("inputs: a.tar\noutput: o", "`inputs` should be a valid list, not 'a.tar'"),
         ("inputs: [3]\noutput: o", "`inputs.0` should be a section of keys, not 3"),
@@ -45,14 +60,17 @@ def config(**sections: Any) -> TranscribeConfig:
         ("inputs: [{path: a, kind: tar}]\noutput: o", "`inputs.0.kind` should be 'auto', 'webdataset', 'files'"),
         ("- a", "must hold `key: value` pairs, such as `inputs: [...]`"),
         ("", "must hold `key: value` pairs, such as `inputs: [...]`"),
-        ("a: [b", "is no valid YAML: while parsing a flow sequence"),
+        (
+            "a: [b",
+            "is no valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>' in line 1",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_what_would_be_right(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     line = str(caught.value)
-    assert message in line and line.startswith(str(tmp_path / "conf.yaml")) and "\n" not in line
+    assert message in line and line.startswith(str(tmp_path / "conf.yaml")) and "\n" not in line and "hush" not in line
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
@@ -120,8 +138,8 @@ def test_the_last_override_wins_and_a_section_is_made_where_none_is(tmp_path: Pa
     [
         ("engine.batch_size", "--set engine.batch_size: write it as path.to.key=value"),
         ("=3", "--set =3: write it as path.to.key=value"),
-        ("engine.batch_size=[1", "--set engine.batch_size=[1: the value is no valid YAML"),
-        ("inputs.1=x", "--set inputs.1=x: there is no `1` to go into"),
+        ("engine.batch_size=[1", "--set engine.batch_size: the value is no valid YAML"),
+        ("inputs.1=x", "--set inputs.1: there is no `1` to go into"),
         ("inputs.-1=x", "there is no `-1` to go into"),
         ("inputs.²=x", "there is no `²` to go into"),
         ("inputs.first.kind=files", "there is no `first` to go into"),
@@ -135,7 +153,9 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) 
     assert message in str(caught.value)
 
 
-SEGMENTATION = {"min_s": 5, "max_s": 20, "vad_threshold": 0.3, "min_silence_ms": 9}
+SEGMENTATION = {
+    "policy": "fixed", "fixed_s": 8, "min_s": 5, "max_s": 20, "stretch_s": 60, "vad_threshold": 0.3, "min_silence_ms": 9
+}  # fmt: skip
 RESULT = [
     {"audio": {"channels": "split"}},
     {"units": {"target_s": 60}},
@@ -151,6 +171,12 @@ RESULT = [
             {"attention": "published"},
             {"dtype": "bfloat16"},
             {"max_new_tokens": 5},
+            {"aligner": "Qwen/Qwen3-ForcedAligner-0.6B"},
+            {"aligner_revision": "main"},
+            {"name": "offline"},
+            {"quantization": "int4"},
+            {"lm_head": "int8"},
+            {"max_new_tokens_per_s": 30},
         )
     ),
     *(
@@ -161,9 +187,22 @@ RESULT = [
 NO_RESULT = [
     {"inputs": ["b.tar"]},
     {"output": "elsewhere"},
-    {"ray": {"engines": 3, "num_gpus": 0.5, "units_in_flight": 9, "address": "auto"}},
-    {"storage": {"options": {"s3": {"anon": True}}}},
-    *({"engine": section} for section in ({"device": "cpu"}, {"threads": 3}, {"batch_size": 1}, {"batch_audio_s": 9})),
+    {"ray": {"engines": 3, "num_gpus": 0.5, "units_in_flight": 9, "address": "auto", "read_stall_timeout_s": 9}},
+    {"storage": {"options": {"s3": {"anon": True}}, "retry": {"attempts": 3, "timeout_s": 5}}},
+    *(
+        {"engine": section}
+        for section in (
+            {"device": "cpu"},
+            {"threads": 3},
+            {"batch_size": 1},
+            {"batch_audio_s": 9},
+            {"slots": 9},
+            {"memory_share": 0.1},
+            {"prefill_tokens": 9},
+            {"look_ahead": 9},
+            {"stall_timeout_s": 60},
+        )
+    ),
 ]
 
 
@@ -181,7 +220,7 @@ def test_every_key_was_decided_on() -> None:
     decided = {(name, key) for sections in RESULT + NO_RESULT for name, keys in sections.items() for key in keys}
     for name in ("audio", "units", "segmentation", "engine", "labels"):
         section = TranscribeConfig.model_fields[name].annotation
-        keys = set(section.model_fields) - {"name", "policy"}  # have one value so far  # type: ignore[union-attr]
+        keys = set(section.model_fields)  # type: ignore[union-attr]
         assert keys == {key for section_name, key in decided if section_name == name}
 
 

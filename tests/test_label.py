@@ -36,6 +36,7 @@ def test_a_good_row_is_kept():
         ({"char_rate": math.inf}, "char_rate"),
         ({"speech_ratio": 0.49}, "no_speech"),
         ({"finish_reason": "length"}, "truncated"),
+        ({"finish_reason": "repetition"}, "repetitive"),
         ({"status": "empty"}, "empty"),
         ({"status": "failed", "avg_logprob": None, "finish_reason": "length"}, "failed"),
     ],

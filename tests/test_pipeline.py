@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ import soundfile
 from rich.console import Console
 
 from jobs import transcribe as job
-from pipeline import graph
+from pipeline import graph, units
+from pipeline.attempts import Ledger
 from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.output import RECORD_KEY, Output
+from pipeline.read import read_units
 from pipeline.schema import SAMPLE_RATE_HZ, TRANSCRIPTS
+from pipeline.segment import segment_unit
 from pipeline.sources.plan import plan
 from pipeline.summary import summarize
+from pipeline.units import Done
 from tests.conftest import make_config, write_tar
 from tests.engine.tiny import noise
 
@@ -136,8 +142,23 @@ def test_read_runs_outside_the_engine_actors(tmp_path: Path, tiny_checkpoint: Pa
     write_tar(tmp_path / "a.tar", [2, 2])
     config = make_config(str(tmp_path / "a.tar"), tmp_path / "out", tiny_checkpoint)
     splits = list(plan(config.inputs, {}, config.units.target_s))
-    operators = _operators(graph.dataset(splits, {}, config, "run"))
-    assert operators == ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
+    operators = _operators(graph.dataset(splits, {}, config, "run", Ledger()))
+    assert operators == ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator"]
+
+
+def test_a_unit_keeps_its_place_in_an_engine_until_it_is_committed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_tar(tmp_path / "a.tar", [2, 2])
+    config = make_config(str(tmp_path / "a.tar"), tmp_path / "out", tiny_checkpoint)
+    (split,) = plan(config.inputs, {}, config.units.target_s)
+    (unit,) = read_units(split, Done(), config)
+    table = units.to_table(segment_unit(unit, config.segmentation))
+
+    async def work() -> list[dict[str, Any]]:
+        return [row async for row in graph._EngineActor(config, Ledger(), "run")(table)]
+
+    (row,) = asyncio.run(work())
+    (done,) = Output(config.output, {}).committed().values()
+    assert [key.name for key in done.keys] == [pickle.loads(row["receipt"][0]).unit]
 
 
 def _operators(dataset: Any) -> list[str]:

@@ -19,8 +19,8 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 
-def receipt(audio_s: float, num_failed: int = 0) -> Receipt:
-    return Receipt("unit", True, audio_s, 9, num_failed)
+def receipt(audio_s: float, num_failed: int = 0, num_retries: int = 0) -> Receipt:
+    return Receipt("unit", True, audio_s, 9, num_failed, num_retries)
 
 
 def test_the_line_before_and_after_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +36,9 @@ def test_the_line_before_and_after_units(monkeypatch: pytest.MonkeyPatch) -> Non
     assert progress.line() == (
         "2 units · 3 min 20 s of ~16 min 40 s audio · 2 failed · 20.0x real time · 10 s elapsed · ETA 40 s"
     )
+    progress.add(receipt(0, num_retries=3))
+    progress.add(receipt(0, num_retries=4))
+    assert " · 2 failed · 7 storage retries · " in progress.line() and progress.num_retries == 7
 
 
 def test_an_estimate_that_was_passed_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def loud_is_speech(monkeypatch):
     monkeypatch.setattr(vad, "speech_spans", spans)
 
 
-def test_each_recording_is_cut_and_carries_its_speech_ratio(loud_is_speech):
+def test_each_recording_is_cut_and_carries_its_speech(loud_is_speech):
     long = np.ones(10 * RATE, np.int16)
     long[6 * RATE : 7 * RATE] = 0
     quiet = np.zeros(2 * RATE, np.int16)
@@ -39,19 +39,20 @@ def test_each_recording_is_cut_and_carries_its_speech_ratio(loud_is_speech):
     segmented = segment_unit(unit, SegmentationConfig(min_s=4, max_s=8))
     cut = 6 * RATE + RATE // 2
     assert segmented.spans == [
-        Span(0, 0, cut, 6 * RATE / cut),
-        Span(0, cut, 10 * RATE - cut, 3 * RATE / (10 * RATE - cut)),
-        Span(1, 0, 2 * RATE, 0.0),
+        Span(0, 0, cut),
+        Span(0, cut, 10 * RATE - cut),
+        Span(1, 0, 2 * RATE),
     ]
-    assert unit.spans == []
-    assert segmented.recordings is unit.recordings
+    assert [each.speech for each in segmented.recordings] == [[(0, 6 * RATE), (7 * RATE, 10 * RATE)], []]
+    assert segmented.recordings[0].pcm is long
+    assert unit.spans == [] and unit.recordings[0].speech == []
 
 
 def test_a_failed_recording_is_cut_as_far_as_its_audio_goes(loud_is_speech):
     broken = recording("broken", np.ones(RATE, np.int16), error="decode: truncated file")
     absent = recording("absent", np.zeros(0, np.int16), error="missing: no such file")
     segmented = segment_unit(Unit(KEY, [absent, broken]), SegmentationConfig())
-    assert segmented.spans == [Span(1, 0, RATE, 1.0)]
+    assert segmented.spans == [Span(1, 0, RATE)]
 
 
 def test_the_config_reaches_the_vad(monkeypatch):
@@ -76,4 +77,3 @@ def test_real_speech_is_cut_between_sentences():
     assert len(spans) > 1
     for span in spans[1:]:
         assert span.start % period > len(sentence) - 0.3 * RATE
-    assert all(0.5 < span.speech_ratio < 1 for span in spans[:-1])

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import listing, storage
+from pipeline import listing, retry, storage
 from pipeline.storage import FileUnavailableError, StorageError
 
 
@@ -129,7 +129,7 @@ def test_a_listing_is_never_stale(store: tuple[str, storage.Options]) -> None:
 
 
 def test_s3_pages(s3_options: storage.Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    fs = fsspec.filesystem("s3", **s3_options["s3"])
+    fs, _ = storage.filesystem("s3://pages", s3_options)
     fs.mkdir("pages")
     for i in range(7):
         fs.pipe_file(f"pages/{i}", b"")
@@ -148,7 +148,7 @@ def test_s3_pages(s3_options: storage.Options, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_store_without_conditional_put(s3_options: storage.Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    fs = fsspec.filesystem("s3", **s3_options["s3"])
+    fs, _ = storage.filesystem("s3://plain", s3_options)
     fs.mkdir("plain")
     modes, real = [], fs.pipe_file
 
@@ -184,8 +184,10 @@ def test_no_credentials(s3_options: storage.Options, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     options = {"s3": {"endpoint_url": s3_options["s3"]["endpoint_url"], "skip_instance_cache": True}}
+    before = retry.num_retries()
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID.*anon: true"):
         storage.read_bytes("s3://private/a", options)
+    assert retry.num_retries() == before
 
 
 def test_an_unreachable_store_is_no_missing_file() -> None:
@@ -194,10 +196,10 @@ def test_an_unreachable_store_is_no_missing_file() -> None:
             "endpoint_url": "http://127.0.0.1:9",
             "key": "a",
             "secret": "b",
-            "config_kwargs": {"retries": {"max_attempts": 1}},
-        }
+        },
+        "retry": {"attempts": 2, "first_wait_s": 0.01},
     }
-    with pytest.raises(StorageError, match="s3://b/a: .*127.0.0.1:9") as failure:
+    with pytest.raises(StorageError, match="s3://b/a: .*127.0.0.1:9.*, given up after 2 tries") as failure:
         storage.read_bytes("s3://b/a", options)
     assert not isinstance(failure.value, FileUnavailableError)
 

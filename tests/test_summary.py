@@ -39,6 +39,7 @@ def put(output: Output, split: str, group: int, end: End, **record: Any) -> None
         "audio_s": 50.0,
         "num_recordings": 3,
         "num_segments": 4,
+        "num_retries": 0,
         "status": {"ok": 4},
         "errors": {},
         "audio_s_by_language": {"English": 50.0},
@@ -77,6 +78,7 @@ def test_sums_over_complete_units(output: Output, monkeypatch: pytest.MonkeyPatc
         "z",
         status={"ok": 1, "failed": 3},
         errors={"not_audio": 1, "truncated": 2},
+        num_retries=3,
         committed_at=START + 25,
     )
     at(monkeypatch, 10_000)
@@ -86,7 +88,8 @@ def test_sums_over_complete_units(output: Output, monkeypatch: pytest.MonkeyPatc
     assert found.status == {"ok": 7, "empty": 1, "failed": 3} and found.num_failed == 3
     assert list(found.errors.items()) == [("truncated", 2), ("not_audio", 1)], "most frequent first"
     assert found.audio_s_by_language == {"English": 110.0, "Chinese": 60.0}
-    assert (found.num_recordings, found.num_segments) == (9, 12)
+    assert (found.num_recordings, found.num_segments, found.num_retries) == (9, 12, 3)
+    assert "storage    3 requests made again to read the inputs" in summary_lines(found)
     assert found.audio_s == 150.0 == found.audio_planned_s, "no estimate is left once all is there"
     assert found.rtfx == pytest.approx(150 / 25), "until the last commit, not until now"
 

@@ -10,7 +10,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pipeline.config import EngineConfig
+from pipeline.attempts import Ledger
+from pipeline.config import EngineConfig, SegmentationConfig
 from pipeline.engine.base import EngineError, EngineFailure, Result
 from pipeline.schema import SAMPLE_RATE_HZ, Hypothesis, Segment
 from pipeline.transcribe import Transcriber
@@ -39,8 +40,8 @@ class FakeEngine:
 
 
 def transcriber(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, **options: object) -> Transcriber:
-    monkeypatch.setattr("pipeline.transcribe.create_engine", lambda _: engine)
-    return Transcriber(EngineConfig.model_validate(options))
+    monkeypatch.setattr("pipeline.transcribe.create_engine", lambda *_: engine)
+    return Transcriber(EngineConfig.model_validate(options), SegmentationConfig(), Ledger())
 
 
 def recording(name: str, seconds: float, seed: int = 0, **fields: object) -> Recording:
@@ -52,7 +53,7 @@ def unit(*recordings: Recording, window_s: float = 2.0) -> Unit:
     """A unit whose recordings are cut every `window_s` seconds."""
     window = int(window_s * SECOND)
     spans = [
-        Span(index, start, min(window, len(each.pcm) - start), 0.5)
+        Span(index, start, min(window, len(each.pcm) - start))
         for index, each in enumerate(recordings)
         for start in range(0, len(each.pcm), window)
     ]
@@ -70,7 +71,8 @@ def text_of(row_hypothesis: Hypothesis | None) -> str:
 
 def test_rows_are_the_spans_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
-    given = unit(recording("a", 5, 1, text_ref="ref", channel=1), recording("b", 3, 2, offset_s=60.5))
+    speech = [(0, SECOND), (3 * SECOND, 4 * SECOND)]
+    given = unit(recording("a", 5, 1, text_ref="ref", channel=1, speech=speech), recording("b", 3, 2, offset_s=60.5))
     done = run(transcriber(monkeypatch, engine, context="hotwords"), given)
     assert done.key == given.key and done.audio_s == 8.0 and done.engine == asdict(INFO) and done.busy_s >= 0
     assert [(row.recording_id, row.offset, row.duration) for row in done.segments] == [
@@ -80,7 +82,9 @@ def test_rows_are_the_spans_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids == ["a@0-2000", "a@2000-4000", "a@4000-5000", "b@60500-62500", "b@62500-63500"]
     assert [text_of(row.hypothesis) for row in done.segments] == ids, "each row has the answer to its own audio"
     assert {(row.audio_filepath, row.channel, row.text_ref) for row in done.segments[:3]} == {("in/a.wav", 1, "ref")}
-    assert {row.speech_ratio for row in done.segments} == {0.5} and {row.error for row in done.segments} == {None}
+    assert [row.speech_ratio for row in done.segments] == [0.5, 0.5, 0.0, 0.0, 0.0]
+    assert [row.speech for row in done.segments[:3]] == [[(0, SECOND)], [(SECOND, 2 * SECOND)], []]
+    assert done.decoded_s == 8.0 and {row.error for row in done.segments} == {None}
     (submitted,) = engine.submissions
     assert {segment.context for segment in submitted} == {"hotwords"}
     for segment, span in zip(submitted, given.spans, strict=True):

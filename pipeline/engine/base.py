@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,8 @@ class EngineFailure:
     """A segment that the engine could not transcribe, while others of its batch went well.
 
     Codes: `unsupported_language`, `bad_context`, `segment_too_long`, `out_of_memory` (even alone in its batch),
-    `not_finite` (NaN logits, as float16 overflow makes them), `engine_error` (the exception is in `detail`).
+    `not_finite` (NaN logits, as float16 overflow makes them), `engine_error` (the exception is in `detail`),
+    `crashed_process` (its process died over it every time).
     """
 
     segment_id: str
@@ -45,6 +46,23 @@ class EngineInfo:
     device: str
     attention: str
     num_parameters: int
+    aligner: str = ""  # of word times: model id@revision
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an engine tells of a batch that it has run: seconds of audio, without and with the padding to the longest
+    segment; the wall time it took; how many segments wait now for a later batch."""
+
+    audio_s: float
+    padded_s: float
+    busy_s: float
+    num_waiting: int
+
+
+Observer = Callable[[Batch], None]
+"""Called after every batch, before its results are given out, from the engine's own thread. It must be quick and must
+not raise."""
 
 
 class AsrEngine(Protocol):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.engine.base import EngineError, EngineFailure, Result
+from pipeline.attempts import Watchdog
+from pipeline.engine.base import Batch, EngineError, EngineFailure, Observer, Result
 from pipeline.schema import Segment
 
 Transcribe = Callable[[Sequence[Segment]], list[Result]]
 
 # What one segment can bring about in a model. Anything else is a bug of ours and breaks the engine.
-_SEGMENT_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
+SEGMENT_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
-@dataclass(slots=True)
-class _Submission:
+@dataclass(slots=True, eq=False)
+class Submission:
+    """What one `submit` has asked for; `results` in the order of its segments, None where one is missing."""
+
     future: Future[list[Result]]
     results: list[Result | None]
     num_missing: int
@@ -27,7 +32,7 @@ class _Submission:
 
 @dataclass(slots=True)
 class _Item:
-    submission: _Submission
+    submission: Submission
     index: int
     segment: Segment
 
@@ -42,8 +47,18 @@ class BatchWorker:
     no later call on it can work) or a bug breaks the engine: every future raises EngineError.
     """
 
-    def __init__(self, transcribe: Transcribe, batch_size: int, batch_audio_s: float) -> None:
+    def __init__(
+        self,
+        transcribe: Transcribe,
+        batch_size: int,
+        batch_audio_s: float,
+        watchdog: Watchdog | None = None,
+        observe: Observer | None = None,
+    ) -> None:
+        """`watchdog` ends the process over a batch that hangs; `observe` hears of every batch."""
         self._transcribe = transcribe
+        self._watchdog = watchdog or Watchdog(math.inf)
+        self._observe = observe
         self._batch_size = batch_size
         self._batch_audio_s = batch_audio_s
         self._changed = threading.Condition()  # guards what follows
@@ -56,11 +71,11 @@ class BatchWorker:
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
         future: Future[list[Result]] = Future()
         future.set_running_or_notify_cancel()
-        submission = _Submission(future, [None] * len(segments), len(segments))
+        submission = Submission(future, [None] * len(segments), len(segments))
         items = [_Item(submission, index, segment) for index, segment in enumerate(segments)]
         with self._changed:
             if self._broken is not None:
-                raise EngineError(f"the engine broke earlier: {_describe(self._broken)}") from self._broken
+                raise EngineError(f"the engine broke earlier: {describe(self._broken)}") from self._broken
             if self._closed:
                 raise EngineError("submit() after close(): the engine takes no more segments")
             self._items.extend(items)
@@ -80,7 +95,7 @@ class BatchWorker:
         batch: list[_Item] = []
         try:
             while batch := self._next_batch():
-                results = self._run([item.segment for item in batch])
+                results = self._run_observed([item.segment for item in batch])
                 for item, result in zip(batch, results, strict=True):
                     _deliver(item, result)
         # The end of the thread: whatever it was, those who wait for a result must hear of it.
@@ -96,14 +111,24 @@ class BatchWorker:
             self._items = [item for item in self._items if id(item) not in taken]
             return batch
 
+    def _run_observed(self, segments: list[Segment]) -> list[Result]:
+        began = time.monotonic()
+        results = self._run(segments)
+        if self._observe is not None:
+            durations_s = [segment.duration_s for segment in segments]
+            padded_s, busy_s = max(durations_s) * len(segments), time.monotonic() - began
+            self._observe(Batch(sum(durations_s), padded_s, busy_s, len(self._items)))
+        return results
+
     def _run(self, segments: list[Segment]) -> list[Result]:
         try:
-            return self._transcribe(segments)
+            with self._watchdog.watch(f"a batch of {len(segments)} segments ({segments[0].segment_id}, ...)"):
+                return self._transcribe(segments)
         except torch.AcceleratorError:
             raise
-        except _SEGMENT_ERRORS as error:
-            code = "out_of_memory" if _is_out_of_memory(error) else "engine_error"
-            detail = _describe(error)
+        except SEGMENT_ERRORS as error:
+            code = "out_of_memory" if is_out_of_memory(error) else "engine_error"
+            detail = describe(error)
         # Out of the handler: the exception's frames held the tensors of the batch.
         if code == "out_of_memory" and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -119,7 +144,7 @@ class BatchWorker:
             waiting, self._items = batch + self._items, []
         for future in {id(item.submission): item.submission.future for item in waiting}.values():
             if not future.done():
-                broken = EngineError(f"the engine broke: {_describe(error)}")
+                broken = EngineError(f"the engine broke: {describe(error)}")
                 broken.__cause__ = error
                 future.set_exception(broken)
 
@@ -151,10 +176,10 @@ def _deliver(item: _Item, result: Result) -> None:
         submission.future.set_result([done for done in submission.results if done is not None])
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has a type for it; torch's CPU allocator only a message."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

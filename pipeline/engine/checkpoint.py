@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 from huggingface_hub import snapshot_download
@@ -23,7 +23,9 @@ from huggingface_hub.errors import (
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 MODEL_TYPE = "qwen3_asr"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
-_FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
+_FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors", "modelopt_state.pth"]
+INT4_FILES = ("modelopt_state.pth", "hf_quant_config.json", "shardscribe_int4.json")
+"""One of them is in every INT4 checkpoint; see `quantized`."""
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 256, 4096
@@ -36,7 +38,7 @@ class CheckpointError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A validated folder. `revision` is the commit of a Hub snapshot, else `content_hash` of the folder.
-    `eos_token_ids` are within the vocabulary and not empty."""
+    `eos_token_ids` are within the vocabulary and not empty (an aligner has none)."""
 
     path: Path
     model_id: str
@@ -44,35 +46,43 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]
 
 
-def resolve(model: str, revision: str | None = None) -> Checkpoint:
+def resolve(
+    model: str,
+    revision: str | None = None,
+    key: Literal["engine.model", "engine.aligner"] = "engine.model",
+    quantization: Literal["none", "int4"] = "none",
+) -> Checkpoint:
     """Find `model` and check it: `embedded/NAME`, else a local folder, else a Hub id (at a branch, tag or commit).
 
-    A Hub snapshot in the local cache is enough when the Hub cannot be reached. Raises CheckpointError.
+    `key` is the key of the configuration that names it; an aligner has no end tokens. A quantized checkpoint is refused
+    unless `quantization` is that; whether it is one is for `quantized.read`. A Hub snapshot in the local cache
+    is enough when the Hub cannot be reached. Raises CheckpointError.
     """
     if model.startswith("embedded/"):
         path, commit = _embedded(model), None
     elif Path(model).expanduser().is_dir():
         path, commit = Path(model).expanduser().resolve(), None
     elif _HUB_ID.fullmatch(model):
-        path = _download(model, revision)
+        path = _download(model, revision, key)
         commit = path.name
     else:
         raise CheckpointError(
-            f"engine.model: {model!r} is no folder on this machine and no Hub id (ORG/NAME); {_embedded_names()}"
+            f"{key}: {model!r} is no folder on this machine and no Hub id (ORG/NAME); {_embedded_names()}"
         )
     if commit is None and revision is not None:
-        raise CheckpointError(f"engine.revision: {revision!r} is for Hub ids; {model!r} is a folder, remove the key")
-    eos_token_ids = _validate(path)
+        name = "engine.revision" if key == "engine.model" else "engine.aligner_revision"
+        raise CheckpointError(f"{name}: {revision!r} is for Hub ids; {model!r} is a folder, remove the key")
+    eos_token_ids = _validate(path, key, quantization)
     return Checkpoint(path, model, commit or content_hash(path), eos_token_ids)
 
 
-def folder_revision(model: str) -> str | None:
+def folder_revision(model: str, quantization: Literal["none", "int4"] = "none") -> str | None:
     """The revision of a checkpoint in a folder (or embedded), validated; None for a Hub id, which is not fetched.
 
     Raises CheckpointError.
     """
     is_folder = model.startswith("embedded/") or Path(model).expanduser().is_dir() or not _HUB_ID.fullmatch(model)
-    return resolve(model).revision if is_folder else None
+    return resolve(model, quantization=quantization).revision if is_folder else None
 
 
 def content_hash(path: Path) -> str:
@@ -81,7 +91,7 @@ def content_hash(path: Path) -> str:
     trainings of one shape apart without reading gigabytes."""
     digest = hashlib.blake2b(digest_size=20)
     for file in sorted(path.iterdir()):
-        if file.suffix in {".json", ".txt", ".jinja"}:
+        if file.suffix in {".json", ".txt", ".jinja"} or file.name in INT4_FILES:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
         elif file.suffix == ".safetensors":
@@ -97,7 +107,7 @@ def content_hash(path: Path) -> str:
 
 def weight_names(path: Path) -> set[str]:
     """Names of all tensors in a checkpoint's weights, from the headers alone."""
-    return {name for file in _weight_files(path) for name in _header(file) if name != "__metadata__"}
+    return {name for file in weight_files(path) for name in _header(file) if name != "__metadata__"}
 
 
 def _embedded(model: str) -> Path:
@@ -116,7 +126,7 @@ def _embedded_names() -> str:
     return f"embedded models: {', '.join(embedded_models()) or 'none in this installation'}"
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, key: str) -> Path:
     at = f" at revision {revision!r}" if revision else ""
     try:
         # Falls back to a cached snapshot by itself when the Hub cannot be reached.
@@ -130,51 +140,53 @@ def _download(model: str, revision: str | None) -> Path:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{model} has no revision {revision!r} on the Hub") from error
     except HFValidationError as error:
-        raise CheckpointError(f"engine.model: {model!r} is no folder and no valid Hub id: {error}") from error
+        raise CheckpointError(f"{key}: {model!r} is no folder and no valid Hub id: {error}") from error
     except (requests.RequestException, OfflineModeIsEnabled) as error:
         option = f" --revision {revision}" if revision else ""
         raise CheckpointError(
             f"{model}{at} is not in this machine's cache and the Hub cannot be reached ({type(error).__name__}). On a "
             f"machine with internet run `hf download {model}{option} --local-dir DIR`, copy DIR here and set "
-            "engine.model: DIR"
+            f"{key}: DIR"
         ) from error
 
 
-def _validate(path: Path) -> tuple[int, ...]:
+def _validate(path: Path, key: str, quantization: str) -> tuple[int, ...]:
     config = _read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{path} is a {model_type} checkpoint; Shardscribe runs {MODEL_TYPE}")
     thinker = config.get("thinker_config", {})
-    if "forced_aligner" in str(thinker.get("model_type", "")):
-        raise CheckpointError(f"{path} is a {thinker['model_type']} checkpoint; Shardscribe runs {MODEL_TYPE}")
-    _require_unquantized(path, config)
-    for file in _weight_files(path):
-        _check_complete(file)
-    if quantizers := sorted(name for name in weight_names(path) if re.search(r"quantizer|weight_scale|qweight", name)):
+    is_aligner = "forced_aligner" in str(thinker.get("model_type", ""))
+    if is_aligner and key == "engine.model":
         raise CheckpointError(
-            f"{path} holds quantizer tensors ({quantizers[0]}, {len(quantizers)} in all) without their state; this "
-            "engine would run it unquantized. Use the unquantized checkpoint"
+            f"{path} is a {thinker['model_type']} checkpoint, which writes no text: it goes under engine.aligner"
         )
+    if not is_aligner and key == "engine.aligner":
+        raise CheckpointError(f"{path} is no forced aligner; engine.aligner takes Qwen/Qwen3-ForcedAligner-0.6B")
+    for file in weight_files(path):
+        _check_complete(file)
+    if quantization == "none":
+        _require_unquantized(path, config)
     _require_files(path)
-    return _end_token_ids(path, config)
+    return () if is_aligner else _end_token_ids(path, config)
 
 
 def _require_unquantized(path: Path, config: dict[str, Any]) -> None:
-    for name in ("modelopt_state.pth", "hf_quant_config.json"):
-        if (path / name).exists():
-            raise CheckpointError(
-                f"{path} is quantized ({name}); this engine would run it unquantized. Use the unquantized checkpoint"
-            )
+    """An INT4 checkpoint, run as if it were none, would give wrong texts without a word."""
+    signs = [name for name in INT4_FILES if (path / name).exists()]
     if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
+        signs.append(
+            f"config.json: quantization_config: {config['quantization_config'].get('quant_method', 'unknown')}"
+        )
+    signs += sorted(name for name in weight_names(path) if re.search(r"quantizer|weight_scale|qweight|int4_", name))
+    if signs:
         raise CheckpointError(
-            f"{path} is quantized ({method}, config.json: quantization_config), which this engine cannot run. "
-            "Use the unquantized checkpoint"
+            f"{path} is quantized ({signs[0]}); without engine.quantization: int4 it would run unquantized. Set that, "
+            "or use the unquantized checkpoint"
         )
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         files = [path / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]

@@ -27,7 +27,24 @@ class LogMel(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         spectrum = torch.stft(audio, NUM_FFT, HOP, window=self.window, return_complex=True)[..., :-1]
-        mel = self.filters @ torch.view_as_real(spectrum).square().sum(-1)
-        log = mel.clamp(min=1e-10).log10()
-        log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
-        return (log + 4.0) / 4.0
+        return _compressed(self._log(spectrum))
+
+    def padded(self, audio: Tensor, num_frames: Tensor) -> Tensor:
+        """The same for clips of their own lengths (int64 [B], in frames), each with 200 samples of its own mirror image
+        before its start and behind its end: [B, 400 + num_samples] to [B, 128, num_samples // 160], zero after a clip's
+        end."""
+        width = (audio.shape[-1] - NUM_FFT) // HOP
+        spectrum = torch.stft(audio, NUM_FFT, HOP, window=self.window, center=False, return_complex=True)[..., :width]
+        inside = torch.arange(width, device=audio.device) < num_frames[:, None, None]
+        # below what any frame has, so that it sets no maximum
+        return _compressed(self._log(spectrum).where(inside, -torch.inf)).where(inside, 0.0)
+
+    def _log(self, spectrum: Tensor) -> Tensor:
+        parts = torch.view_as_real(spectrum)
+        mel = self.filters @ torch.addcmul(parts[..., 0].square(), parts[..., 1], parts[..., 1])
+        return mel.clamp(min=1e-10).log10()
+
+
+def _compressed(log: Tensor) -> Tensor:
+    log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
+    return (log + 4.0) / 4.0

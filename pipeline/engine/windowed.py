@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
 from torch import Tensor
 
+_CACHE_BYTES = 5 << 20
 TOKENS_PER_CHUNK = 13  # of 100 mel frames, after three convolutions of stride 2
 
 
@@ -44,6 +45,25 @@ def transformer(tower: Qwen3ASRAudioEncoder, x: Tensor, mask: Tensor | None) -> 
     return embeddings
 
 
+def _chunks_at_once(tower: Qwen3ASRAudioEncoder, chunks: Tensor) -> int:
+    """How many chunks to convolve together: all of them, but on a CPU as many as its cache holds between two layers."""
+    if chunks.is_cuda:
+        return max(1, len(chunks))
+    num_bytes: int = tower.conv2d1.out_channels * chunks[0].numel() // 4 * chunks.element_size()
+    return max(1, _CACHE_BYTES // num_bytes)
+
+
+def _convolved(tower: Qwen3ASRAudioEncoder, x: Tensor, width_left: Tensor | None) -> Tensor:
+    """Chunks [M, 1, mels, 100] -> [M, 13, d]; `width_left` int64 [M] are the frames that each holds, where not all."""
+    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
+        x = F.gelu(conv(x))
+        if width_left is not None:
+            width_left = (width_left + 1) // 2
+            x = x * (torch.arange(x.shape[-1], device=x.device) < width_left[:, None, None, None])
+    embedded: Tensor = tower.conv_out(x.permute(0, 3, 1, 2).flatten(2))
+    return embedded
+
+
 def encode(
     tower: Qwen3ASRAudioEncoder,
     mel: Tensor,
@@ -53,7 +73,7 @@ def encode(
     """Encode a batch of clips.
 
     mel [B, 128, T] zero-padded log-mel; num_frames int64 [B]; `transformer` is for a compiled one. Returns embeddings
-    [B, L, output_dim] and their numbers int64 [B]; rows beyond a clip's number are undefined.
+    [B, L, output_dim] and, on the CPU, their numbers int64 [B]; rows beyond a clip's number are undefined.
     """
     batch, num_mels, width = mel.shape
     chunk_frames = 2 * tower.n_window
@@ -62,30 +82,28 @@ def encode(
     num_chunks = num_windows * chunks_per_window
     mel = F.pad(mel, (0, num_chunks * chunk_frames - width))
     chunks = mel.view(batch, num_mels, num_chunks, chunk_frames).transpose(1, 2)
-    used = torch.arange(num_chunks, device=mel.device) * chunk_frames < num_frames[:, None]  # [B, num_chunks]
+    num_frames = num_frames.cpu()  # which is for free when it is there; what follows from it never waits for a device
+    used = (torch.arange(num_chunks) * chunk_frames < num_frames[:, None]).flatten().nonzero()[:, 0]
 
-    # [M, 1, mels, 100]: only chunks that hold frames are convolved; channels last, in which convolutions are faster
-    x = chunks[used].unsqueeze(1).contiguous(memory_format=torch.channels_last)
+    used_there = used.to(mel.device, non_blocking=True)
+    x = chunks.flatten(0, 1)[used_there].unsqueeze(1)  # [M, 1, mels, 100]: only chunks that hold frames are convolved
     # upstream pads the last chunk of a clip to 100 frames, but not the only one: there the convolutions meet zeros
-    width_left = torch.where(num_frames < chunk_frames, num_frames, chunk_frames)[:, None].expand(-1, num_chunks)[used]
+    widths = num_frames.clamp(max=chunk_frames)[:, None].expand(-1, num_chunks).flatten()[used]
     short = bool((num_frames < chunk_frames).any())
-    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
-        x = F.gelu(conv(x))
-        if short:
-            width_left = (width_left + 1) // 2
-            x = x * (torch.arange(x.shape[-1], device=x.device) < width_left[:, None, None, None])
-    x = tower.conv_out(x.permute(0, 3, 1, 2).flatten(2))  # [M, 13, d]
+    size = _chunks_at_once(tower, x)
+    parts = zip(x.split(size), widths.to(mel.device).split(size), strict=True)
+    x = torch.cat([_convolved(tower, part, width if short else None) for part, width in parts])  # [M, 13, d]
     x = x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
-    grid = x.new_zeros(batch, num_chunks, *x.shape[1:])
-    grid[used] = x
+    grid = x.new_zeros(batch * num_chunks, *x.shape[1:])
+    grid[used_there] = x
     num_tokens = num_audio_tokens(num_frames)
     window = chunks_per_window * TOKENS_PER_CHUNK
     tokens = grid.view(batch * num_windows, window, -1)
-    valid = torch.arange(num_windows * window, device=mel.device) < num_tokens[:, None]
-    valid = valid.view(batch * num_windows, window)
-    full = valid.any(dim=1)  # windows that hold a token at all
-    mask = None if bool(valid[full].all()) else valid[full][:, None, None, :]
-    hidden = transformer(tower, tokens[full], mask)
+    valid = (torch.arange(num_windows * window) < num_tokens[:, None]).view(batch * num_windows, window)
+    full = valid.any(dim=1).nonzero()[:, 0]  # windows that hold a token at all
+    mask = None if bool(valid[full].all()) else valid[full][:, None, None, :].to(mel.device, non_blocking=True)
+    full_there = full.to(mel.device, non_blocking=True)
+    hidden = transformer(tower, tokens[full_there], mask)
     out = hidden.new_zeros(batch * num_windows, window, hidden.shape[-1])
-    out[full] = hidden
+    out[full_there] = hidden
     return out.view(batch, num_windows * window, -1), num_tokens

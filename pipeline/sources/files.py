@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import groupby
 
-from pipeline import storage
+from pipeline import redact, storage
 from pipeline.listing import FileInfo
+from pipeline.sources.fetch import fetch
 from pipeline.sources.sample import (
     AUDIO_SUFFIXES,
     SIDECAR_SUFFIXES,
@@ -45,11 +46,12 @@ def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
     for url, num_bytes, suffixes in split.items:
         sidecars = [f"{url.rpartition('.')[0]}.{suffix}" for suffix in suffixes]
         text, language = read_sidecars((name, storage.read_bytes(name, options)) for name in sidecars)
+        name = redact.names(url)
         yield Sample(
-            recording_id=url,
-            audio_filepath=url,
+            recording_id=name,
+            audio_filepath=name,
             estimated_s=estimated_seconds(url, num_bytes),
-            open=partial(storage.fetch, url, options),
+            open=partial(fetch, url, options),
             text_ref=text,
             language=language,
         )

@@ -7,20 +7,25 @@ import hashlib
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO, cast
 
-from pipeline import storage
+from pipeline import redact, storage
+from pipeline.config import ConfigError
 from pipeline.listing import FileInfo
+from pipeline.redact import printable
+from pipeline.sources.fetch import fetch
 from pipeline.sources.parquet import UNKNOWN_S
 from pipeline.sources.sample import Filler, Sample, UniqueIds, text_or_none
 from pipeline.units import Split
 
 _MAX_LINES = 5_000
-_MAX_LINE_BYTES = 16 << 20
+_MAX_LINE_BYTES = 1 << 20
+_MAX_S = 1e9  # 31 years: what is more is no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class _Line:
     number: int  # from 1
     start: int  # byte in the unzipped file
     text: bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +52,49 @@ def plan(infos: Iterable[FileInfo], options: storage.Options, target_s: float, i
     """Items are `[[manifest url, first line, first byte, num_bytes, digest of those bytes]]`."""
     for info in infos:
         filler = Filler(target_s, _MAX_LINES)
-        with storage.open_read(info.url, options) as file:
+        with _readable(info.url), storage.open_read(info.url, options) as file:
             placed = ((filler.run_of(seconds), seconds, line) for seconds, line in _timed(_lines(_unzipped(file))))
             for _, members in groupby(placed, key=lambda item: item[0]):
-                run = list(members)
-                lines = [line for _, _, line in run]
-                end = lines[-1].start + len(lines[-1].text)
-                num_bytes = end - lines[0].start
-                item = [info.url, lines[0].number, lines[0].start, num_bytes, _digest(lines)]
-                yield Split("manifest", [item], num_bytes, sum(seconds for _, seconds, _ in run), input_index)
+                first, total_s, num_bytes, digest = None, 0.0, 0, hashlib.blake2b(digest_size=8)
+                for _, seconds, line in members:  # never held together: a hostile run is gigabytes of lines
+                    first = first or line
+                    total_s, num_bytes = total_s + seconds, line.end - first.start
+                    digest.update(line.text)
+                assert first is not None
+                item = [info.url, first.number, first.start, num_bytes, digest.hexdigest()]
+                yield Split("manifest", [item], num_bytes, total_s, input_index)
 
 
 def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
     """A sample for each line; a line that is no manifest entry is one with the error `bad_manifest_line`."""
     url, number, start, num_bytes, digest = split.items[0]
-    with storage.open_read(url, options) as file:
+    with _readable(url), storage.open_read(url, options) as file:
         unzipped = _unzipped(file)
         unzipped.seek(start)
-        lines = list(_lines(unzipped, number, start, start + num_bytes))
-    if _digest(lines) != digest:
-        raise storage.StorageError(
-            f"{url}: lines from {number} on have changed since the job was planned; start it again"
-        )
+        if _digest(_lines(unzipped, number, start, start + num_bytes)) != digest:
+            raise storage.StorageError(
+                f"{url}: lines from {number} on have changed since the job was planned; start it again"
+            )
+        unzipped.seek(start)
+        yield from _samples(url, _lines(unzipped, number, start, start + num_bytes), options)
+
+
+def _samples(url: str, lines: Iterable[_Line], options: storage.Options) -> Iterator[Sample]:
     ids = UniqueIds()
     files = _LastFile(options)
+    shown = redact.names(url)
     for line in lines:
         try:
             entry = _parse(line.text)
         except ValueError as error:
-            name = f"{url}#{line.number}"
-            yield Sample(ids.claim(name), name, UNKNOWN_S, error=f"bad_manifest_line: {url}:{line.number} {error}")
+            name = f"{shown}#{line.number}"
+            yield Sample(ids.claim(name), name, UNKNOWN_S, error=f"bad_manifest_line: {shown}:{line.number} {error}")
             continue
         audio = storage.join(storage.folder_of(url), entry.audio_filepath)
+        name = redact.names(audio)
         yield Sample(
-            recording_id=ids.claim(audio + _stretch(entry)),
-            audio_filepath=audio,
+            recording_id=ids.claim(name + _stretch(entry)),
+            audio_filepath=name,
             estimated_s=UNKNOWN_S if entry.duration_s is None else entry.duration_s,
             open=files.opener(audio),
             text_ref=entry.text,
@@ -108,13 +125,15 @@ def _parse(text: bytes) -> _Entry:
     """Raises ValueError with what is wrong with the line."""
     try:
         fields = json.loads(text.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"is a JSON {type(fields).__name__}, where an object is right")
     path = fields.get("audio_filepath")
     if not isinstance(path, str) or not path:
         raise ValueError(f"has no audio_filepath; its keys are {', '.join(map(str, fields)) or 'none'}")
+    if "\0" in path or printable(path) != path:
+        raise ValueError("has an audio_filepath with characters that no name has")
     language = text_or_none(fields.get("language")) or text_or_none(fields.get("lang"))
     return _Entry(
         path,
@@ -129,7 +148,7 @@ def _seconds(fields: dict[str, Any], key: str) -> float | None:
     value = fields.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_S:
         raise ValueError(f"has {key} {value!r}, where seconds from 0 on are right")
     return float(value)
 
@@ -153,8 +172,19 @@ def _unzipped(file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(cast(io.RawIOBase, file))  # fsspec's files cannot bound the length of a line
 
 
+@contextmanager
+def _readable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{url}: its gzip is damaged ({error}); write the manifest anew") from error
+
+
 def _digest(lines: Iterable[_Line]) -> str:
-    return hashlib.blake2b(b"".join(line.text for line in lines), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    for line in lines:
+        digest.update(line.text)
+    return digest.hexdigest()
 
 
 class _LastFile:
@@ -170,9 +200,9 @@ class _LastFile:
 
     def _open(self, url: str) -> AbstractContextManager[BinaryIO]:
         if storage.is_local(url):
-            return storage.fetch(url, self._options)
+            return fetch(url, self._options)
         if self._file is None or url != self._url:
-            self._file = storage.fetch(url, self._options)
+            self._file = fetch(url, self._options)
             self._url = url
         self._file.seek(0)
         return nullcontext(self._file)

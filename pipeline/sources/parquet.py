@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import redact, storage
 from pipeline.config import ConfigError, InputConfig
 from pipeline.listing import FileInfo
-from pipeline.sources.sample import Filler, Sample, text_or_none
+from pipeline.sources.fetch import fetch
+from pipeline.sources.sample import Filler, Sample
 from pipeline.units import Split, estimated_seconds
 
 UNKNOWN_S = 30.0
@@ -22,6 +23,7 @@ UNKNOWN_S = 30.0
 changes (a file that turns up later) would move units."""
 
 _BATCH_BYTES = 16 << 20
+_DAMAGE = (pa.ArrowException, OSError)  # what pyarrow raises over a file that is not right
 
 
 def plan(
@@ -32,10 +34,10 @@ def plan(
         with _opened(info.url, options) as file:
             metadata, columns = file.metadata, _columns(info.url, file.schema_arrow, config)
             has_bytes = not _holds_paths(file.schema_arrow.field(config.audio_column).type)
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+            sizes = [_audio_bytes(group, config.audio_column) for group in groups]
         filler = Filler(target_s)
         first_row = 0
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        sizes = [_audio_bytes(group, config.audio_column) for group in groups]
         seconds = [
             estimated_seconds("", size) if has_bytes else UNKNOWN_S * group.num_rows
             for group, size in zip(groups, sizes, strict=True)
@@ -54,18 +56,31 @@ def plan(
 
 def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
     """A sample for each row. Audio comes as bytes, as Hugging Face's struct{bytes, path}, or as a path or URL relative
-    to the file's folder."""
+    to the file's folder. What of a row group cannot be read is one sample with the error `damaged_parquet`."""
     url, first_group, num_groups, row, audio, text, language = split.items[0]
+    wanted = [column for column in (audio, text, language) if column]
     with _opened(url, options) as file:
-        groups = list(range(first_group, first_group + num_groups))
-        metadata = [file.metadata.row_group(i) for i in groups]
-        num_rows = max(sum(group.num_rows for group in metadata), 1)
-        row_bytes = max(sum(_audio_bytes(group, audio) for group in metadata) // num_rows, 1)
-        wanted = [column for column in (audio, text, language) if column]
-        for batch in file.iter_batches(max(1, min(256, _BATCH_BYTES // row_bytes)), groups, wanted):
-            for i in range(batch.num_rows):
-                yield _sample(url, row, batch, i, (audio, text, language), options)
-                row += 1
+        for group in range(first_group, first_group + num_groups):
+            metadata = file.metadata.row_group(group)
+            end = row + metadata.num_rows
+            unpacked = sum(chunk.total_uncompressed_size for chunk in _chunks(metadata, audio))
+            row_bytes = max(unpacked // max(metadata.num_rows, 1), 1)
+            try:
+                for batch in file.iter_batches(max(1, min(256, _BATCH_BYTES // row_bytes)), [group], wanted):
+                    for i in range(batch.num_rows):
+                        yield _sample(url, row, batch, i, (audio, text, language), options)
+                        row += 1
+            except storage.StorageError:
+                raise
+            except _DAMAGE as error:
+                yield _lost(redact.names(url), row, end, error)
+            row = end
+
+
+def _lost(url: str, first: int, end: int, error: BaseException) -> Sample:
+    name = f"{url}#{first}-{end - 1}"
+    said = " ".join(str(error).split())
+    return Sample(name, name, 0.0, error=f"damaged_parquet: rows {first} to {end - 1} of {url} are lost: {said}")
 
 
 def _sample(
@@ -78,22 +93,24 @@ def _sample(
 ) -> Sample:
     audio, text, language = columns
     content, path = _content_and_path(batch.column(audio)[i])
-    name = f"{url}#{row}" + (f"/{path.rsplit('/', 1)[-1]}" if path else "")
+    name = redact.names(f"{url}#{row}" + (f"/{path.rsplit('/', 1)[-1]}" if path else ""))
     sample = Sample(
         recording_id=name,
         audio_filepath=name,
         estimated_s=0.0,
-        text_ref=text_or_none(batch.column(text)[i].as_py()) if text else None,
-        language=text_or_none(batch.column(language)[i].as_py()) if language else None,
+        text_ref=_text(batch.column(text)[i]) if text else None,
+        language=_text(batch.column(language)[i]) if language else None,
     )
     if content is not None:
         sample.estimated_s = estimated_seconds(path or "", len(content.as_buffer()))
         sample.open = lambda: io.BytesIO(content.as_py())
+    elif path and "\0" in path:
+        sample.error = f"missing_file: row {row} of {redact.names(url)} has a path that no file has"
     elif path:
         sample.estimated_s = UNKNOWN_S
-        sample.open = partial(storage.fetch, storage.join(storage.folder_of(url), path), options)
+        sample.open = partial(fetch, storage.join(storage.folder_of(url), path), options)
     else:
-        sample.error = f"no_audio: row {row} of {url} is null in column '{audio}'"
+        sample.error = f"no_audio: row {row} of {redact.names(url)} is null in column '{audio}'"
     return sample
 
 
@@ -104,8 +121,15 @@ def _content_and_path(value: Any) -> tuple[Any | None, str | None]:
     if pa.types.is_struct(value.type):
         names = [field.name for field in value.type]
         content = value["bytes"] if "bytes" in names and value["bytes"].is_valid else None
-        return content, value["path"].as_py() if "path" in names else None
-    return (None, value.as_py()) if _holds_paths(value.type) else (value, None)
+        return content, _text(value["path"]) if "path" in names else None
+    return (None, _text(value)) if _holds_paths(value.type) else (value, None)
+
+
+def _text(value: Any) -> str | None:
+    """A scalar's text, None where it holds none; Parquet promises UTF-8 and does not check it."""
+    if not value.is_valid or not _holds_paths(value.type):
+        return None
+    return value.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")  # type: ignore[no-any-return]
 
 
 def _holds_paths(kind: pa.DataType) -> bool:
@@ -133,8 +157,12 @@ def _columns(url: str, schema: pa.Schema, config: InputConfig) -> tuple[str, str
 
 def _audio_bytes(group: pq.RowGroupMetaData, column: str) -> int:
     """Bytes of the audio column in the file: audio hardly compresses further, so these are the audio's own."""
+    return sum(chunk.total_compressed_size for chunk in _chunks(group, column))
+
+
+def _chunks(group: pq.RowGroupMetaData, column: str) -> list[Any]:
     chunks = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".", 1)[0] == column)
+    return [chunk for chunk in chunks if chunk.path_in_schema.split(".", 1)[0] == column]
 
 
 class _opened:
@@ -147,9 +175,11 @@ class _opened:
     def __enter__(self) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self._file, pre_buffer=False, buffer_size=1 << 20)
-        except pa.ArrowInvalid as error:
-            self._file.close()
-            raise ConfigError(f"{self._url} is no Parquet file: {error}") from error
+        except _DAMAGE as error:
+            self.__exit__(type(error), error)
+            raise
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._file.close()
+        if isinstance(error, _DAMAGE) and not isinstance(error, storage.StorageError):
+            raise ConfigError(f"{self._url} is no Parquet file: {' '.join(str(error).split())}") from error

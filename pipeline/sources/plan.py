@@ -105,7 +105,7 @@ def _of_one_kind(
 
 
 def _kind_of(name: str, manifests: bool) -> str | None:
-    lowered = name.lower()
+    lowered = (name.partition("?")[0] if "://" in name else name).lower()
     for kind, suffixes in _SUFFIXES.items():
         if lowered.endswith(suffixes) and (manifests or kind != "manifest"):
             return kind

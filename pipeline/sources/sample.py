@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from pipeline.redact import printable
+
 _AUDIO = """
     3gp aac ac3 aif aifc aiff amr ape asf au avi caf dsf flac m4a m4b mka mkv mov mp1 mp2 mp3 mp4 mpga oga ogg opus ra
     rf64 snd sph spx tta voc w64 wav weba webm wma wv
@@ -41,6 +43,12 @@ class Sample:
     offset_s: float = 0.0
     duration_s: float | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("recording_id", "audio_filepath", "text_ref", "language", "error"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, printable(value))
 
 
 class UniqueIds:

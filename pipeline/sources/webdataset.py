@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import BinaryIO, Self, cast
+from typing import Any, BinaryIO, Self, cast
 
-from pipeline import storage
+from pipeline import redact, storage
 from pipeline.listing import FileInfo
 from pipeline.sources.sample import (
     AUDIO_SUFFIXES,
@@ -31,6 +31,8 @@ from pipeline.units import Split, estimated_seconds
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_SIDECAR_BYTES = 16 << 20
+_MAX_NAME_BYTES = 1 << 20  # of a long name or extended header, which tarfile reads whole
+_MAX_SPOOLED_BYTES = 8 << 30  # a recording of 70 hours; what is larger is a bomb, or wants a local disk of its own
 _PEEKED_MEMBERS = 20
 
 
@@ -51,8 +53,18 @@ class _Member:
 _DAMAGE = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
 
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in mid-file for the end of the archive; here it is an error."""
+    """tarfile takes a damaged header in mid-file for the end of the archive, and reads a name of any length; here they
+    are errors."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -60,6 +72,12 @@ class _StrictTarInfo(tarfile.TarInfo):
             return super().fromtarfile(tar)
         except _DAMAGE as error:
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        limit = _MAX_NAME_BYTES if self.type in _HEADERS else sys.maxsize >> 1
+        if not 0 <= self.size <= limit:
+            raise tarfile.ReadError(f"a header of {self.size} bytes at byte {tar.offset}")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def plan(infos: Iterable[FileInfo], options: storage.Options, input_index: int) -> Iterator[Split]:
@@ -76,12 +94,13 @@ def _first_codec(url: str, options: storage.Options) -> str | None:
     found out when it is read as a whole."""
     try:
         with storage.open_read(url, options) as file:
-            archive = tarfile.open(fileobj=file, mode="r:*" if file.seekable() else "r|*")  # noqa: SIM115
+            mode = "r:*" if file.seekable() else "r|*"
+            archive = tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictTarInfo)  # type: ignore[call-overload]  # noqa: SIM115
             names = (
                 info.name for info in islice(archive, _PEEKED_MEMBERS) if info.isfile() and not is_hidden(info.name)
             )
             return next((suffix_of(name) for name in names if suffix_of(name) in AUDIO_SUFFIXES), None)
-    except (tarfile.TarError, OSError, EOFError, zlib.error):
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError):
         return None
 
 
@@ -91,10 +110,10 @@ def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
     A key without audio and the point where a damaged tar breaks are samples with an error.
     """
     url = split.items[0][0]
-    ids = UniqueIds()
+    ids, shown = UniqueIds(), redact.names(url)
     with storage.open_read(url, options) as file:
         for key, members in groupby(_members(url, file), key=lambda member: member.key):
-            yield from _key_samples(url, key, list(members), ids)
+            yield from _key_samples(shown, key, list(members), ids)
 
 
 def _key_samples(url: str, key: str, members: list[_Member], ids: UniqueIds) -> Iterator[Sample]:
@@ -131,8 +150,11 @@ def _members(url: str, file: BinaryIO) -> Iterator[_Member]:
                 yield from _archive_members(cast(BinaryIO, unzipped), can_seek=False, local=True)
         else:
             yield from _archive_members(file, can_seek=file.seekable(), local=storage.is_local(url))
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield _Member("(damaged)", 0, None, f"damaged_tar: {url} breaks here, what follows is lost: {error}")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+        # the last two: tarfile does not check the numbers in an extended header
+        yield _Member(
+            "(damaged)", 0, None, f"damaged_tar: {redact.names(url)} breaks here, what follows is lost: {error}"
+        )
 
 
 def _archive_members(file: BinaryIO, can_seek: bool, local: bool) -> Iterator[_Member]:
@@ -144,14 +166,27 @@ def _archive_members(file: BinaryIO, can_seek: bool, local: bool) -> Iterator[_M
     archive = tarfile.open(fileobj=file, mode="r:" if can_seek else "r|", tarinfo=_StrictTarInfo)  # noqa: SIM115
     while (info := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header it has seen
+        if not 0 <= info.size <= sys.maxsize >> 1:
+            raise tarfile.ReadError(f"{info.name} says {info.size} bytes")
         if info.isdir() or is_hidden(info.name):
             continue
         if not info.isfile():
             yield _Member(info.name, 0, None, "no_audio: a link or a device, not a file")
             continue
-        if info.offset_data + info.size > end:
+        if info.offset_data + _stored_bytes(info) > end:
             raise tarfile.ReadError(f"the file ends inside {info.name}")
+        # holes cost a bomb nothing: they are unpacked bytes wherever the tar lies
+        if info.size > _MAX_SPOOLED_BYTES and (info.issparse() or not (can_seek and local)):
+            limit = f"{_MAX_SPOOLED_BYTES >> 30} GiB are unpacked from a compressed, sparse or remote one"
+            yield _Member(info.name, 0, None, f"too_large: {info.size / 2**30:.1f} GiB; up to {limit}")
+            continue
         yield _Member(info.name, info.size, _opener(archive, info, can_seek, local))
+
+
+def _stored_bytes(info: tarfile.TarInfo) -> int:
+    """Bytes of a member in the tar: of a sparse one, what lies between its holes."""
+    stretches = cast("list[tuple[int, int]] | None", info.sparse)  # typeshed takes it for bytes
+    return info.size if stretches is None else sum(num_bytes for _, num_bytes in stretches)
 
 
 def _opener(archive: tarfile.TarFile, info: tarfile.TarInfo, can_seek: bool, local: bool) -> Callable[[], BinaryIO]:

@@ -179,3 +179,20 @@ def test_close_drains_and_then_refuses() -> None:
 def test_an_empty_submission_is_done_at_once() -> None:
     with working(Recorder()) as worker:
         assert worker.submit([]).result(0) == []
+
+
+def test_an_observer_hears_of_every_batch() -> None:
+    recorder, batches = Recorder(fails=lambda segments: ValueError("no") if len(segments) == 3 else None), []
+    worker = BatchWorker(recorder, 3, 1000, observe=batches.append)
+    try:
+        worker.submit([silence("gate", 1)])
+        assert recorder.entered.wait(TIMEOUT_S)
+        future = worker.submit([silence("a", 4), silence("b", 3), silence("c", 2), silence("d", 1.5)])
+        recorder.open.set()
+        future.result(TIMEOUT_S)
+    finally:
+        recorder.open.set()
+        worker.close()
+    told = [(batch.audio_s, batch.padded_s, batch.num_waiting) for batch in batches]
+    assert told == [(1, 1, 4), (9, 12, 1), (1.5, 1.5, 0)], "one that is tried again segment by segment counts once"
+    assert all(batch.busy_s >= 0 for batch in batches) and batches[0].busy_s > 0

@@ -203,7 +203,7 @@ def test_language_is_read_from_what_the_model_writes(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, raw: str, language: str, text: str
 ) -> None:
     speaking = new_engine(tiny_checkpoint)
-    tokenizer = speaking._processor.tokenizer
+    tokenizer = speaking._loaded.processor.tokenizer
     tokens = tokenizer(raw + "<|im_end|>")["input_ids"]
 
     def generate(input_ids: torch.Tensor, logits_processor: Any, **_: Any) -> Any:
@@ -211,7 +211,7 @@ def test_language_is_read_from_what_the_model_writes(
             logits_processor(input_ids, torch.zeros(1, 320).index_fill(1, torch.tensor([token]), 5.0))
         return SimpleNamespace(sequences=torch.cat([input_ids, torch.tensor([tokens])], dim=1))
 
-    monkeypatch.setattr(speaking._model, "generate", generate)
+    monkeypatch.setattr(speaking._loaded.model, "generate", generate)
     (got,) = run(speaking, [segment(1)])
     speaking.close()
     assert (got.language, got.text, got.text_raw, got.finish_reason) == (language, text, raw, "stop")
@@ -245,7 +245,7 @@ def test_segments_that_cannot_run_fail_by_name_and_alone(engine: ReferenceEngine
 
 def test_a_segment_that_the_model_chokes_on_fails_alone(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choking = new_engine(tiny_checkpoint)
-    tower = choking._model.thinker.audio_tower
+    tower = choking._loaded.model.thinker.audio_tower
 
     def choke(_: Any, args: tuple[torch.Tensor, ...]) -> None:
         if args[0].shape[1] == 300:
@@ -261,7 +261,7 @@ def test_a_segment_that_the_model_chokes_on_fails_alone(tiny_checkpoint: Path, m
 def test_nan_logits_are_a_failure_not_a_text(tiny_checkpoint: Path) -> None:
     broken = new_engine(tiny_checkpoint)
     with torch.no_grad():
-        broken._model.thinker.model.norm.weight[0] = float("nan")
+        broken._loaded.model.thinker.model.norm.weight[0] = float("nan")
     (result,) = broken.submit([segment(1)]).result(TIMEOUT_S)
     broken.close()
     assert isinstance(result, EngineFailure) and result.code == "not_finite"
