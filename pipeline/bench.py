@@ -137,10 +137,10 @@ class _Fixed(OfflineEngine):
         self._lengths = {str(number): length for number, length in enumerate(lengths)}
         super().__init__(config, loaded=loaded)
 
-    def _prepare(self, row: Any) -> bool:
-        is_fit = super()._prepare(row)
-        row.max_new_tokens = self._lengths.get(row.segment.segment_id, 1)
-        return is_fit
+    def _prefill(self, slots: list[int], rows: list[Any]) -> Any:
+        for row in rows:
+            row.max_new_tokens = self._lengths.get(row.segment.segment_id, 1)
+        return super()._prefill(slots, rows)
 
     def _finish(self, slot: int, row: Any, reason: str) -> None:
         if reason != "repetition":  # as random weights do, and their lengths are drawn

@@ -71,8 +71,8 @@ class AsrEngine(Protocol):
 
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
         """One result per segment, in order. Returns at once, from any thread; segments of all pending submissions share
-        batches. The future cannot be cancelled; it raises EngineError when the engine breaks. Submitting to a
-        closed or broken engine raises EngineError."""
+        batches. Cancelling the future gives up what of it has not begun, or more. It raises EngineError when the engine
+        breaks. Submitting to a closed or broken engine raises EngineError."""
         ...
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRThinkerForConditionalGeneration
 from torch import Tensor, nn
 
+from pipeline.engine.cpu_attention import DTYPES, attend
 from pipeline.engine.int4 import Int4Linear, Int4Weight, check, find_switch
 from pipeline.engine.int4 import joined as join_int4
 
@@ -176,6 +177,7 @@ class SlotDecoder:
         self._rotary = text.rotary_emb
         weight = self._embed.weight
         self._device, self._dtype = weight.device, weight.dtype
+        self._attends_on_cpu = self._device.type == "cpu" and self._dtype in DTYPES
         layers = Int4Layers(int4 or {}, self._dtype, self._device)
         self._layers = [_Layer(each, f"thinker.model.layers.{i}.", layers) for i, each in enumerate(text.layers)]
         self.int4_switch = layers.switch
@@ -286,9 +288,12 @@ class SlotDecoder:
             values[rows, :, positions] = v
             # query heads of a key head stand where other queries would: no key is repeated
             q = q.unflatten(1, (self._kv_heads, -1))
-            mixed = F.scaled_dot_product_attention(
-                q, keys[:num_rows, :, :length], values[:num_rows, :, :length], attn_mask=seen
-            )
+            if self._attends_on_cpu:
+                mixed = attend(q, keys, values, positions)
+            else:
+                mixed = F.scaled_dot_product_attention(
+                    q, keys[:num_rows, :, :length], values[:num_rows, :, :length], attn_mask=seen
+                )
             x = x + layer.out(mixed.flatten(1))
             x = x + self._mlp(layer, x)
         choice = self._choose(x)

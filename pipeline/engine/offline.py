@@ -1,12 +1,8 @@
 """The engine for bulk archives: encoder batches without padding to the longest clip, and a decoder of slots that are
 filled again as soon as a row ends.
 
-A thread of its own takes segments through four places:
-
-    waiting -> sorted by length, a look-ahead of segments at a time and across submissions
-            -> ready: encoded, in device memory
-            -> a slot: prefilled, then a token a step
-            -> its submission's results
+Two threads of its own: an EncoderLane, and this one, which takes what is ready to a slot, prefills it there, then moves
+all slots on by a token a step, and gives out results.
 """
 
 from __future__ import annotations
@@ -17,60 +13,27 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 
 from pipeline.attempts import Watchdog
 from pipeline.config import EngineConfig
 from pipeline.engine.base import Batch, EngineError, EngineFailure, Observer, Result
-from pipeline.engine.batching import SEGMENT_ERRORS, Submission, describe, is_out_of_memory
 from pipeline.engine.decoder import Choice, Fetch, SlotDecoder
-from pipeline.engine.features import AudioEncoder
+from pipeline.engine.encoding import EncoderLane, Row, fits, smaller
+from pipeline.engine.inbox import SEGMENT_ERRORS, Inbox, is_out_of_memory
 from pipeline.engine.loops import LoopFinder
-from pipeline.engine.mel import HOP
-from pipeline.engine.model import MIN_SAMPLES, LoadedModel, SegmentError, audio_of, load_model
-from pipeline.engine.windowed import num_audio_tokens
+from pipeline.engine.model import MIN_SAMPLES, LoadedModel, load_model
 from pipeline.schema import Segment
 
-_EXPECTED_TOKENS_PER_S = 10.0  # cache that a row gets to begin with; it grows when one writes more
-_MIN_NEW_TOKENS = 32
 _REFILL_SHARE = 16  # a sixteenth of the slots free is worth a prefill
+_FULL_SHARE = 7, 8  # of the slots taken are enough for a step while more rows are to come
 _TURNS_PER_LOOK = 8  # between two looks for what was cancelled
 _CLOSE_UP_FROM = 16  # slots
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A segment on its way. `head` and `tail` are the prompt's token ids around its audio; `num_positions` the whole
-    prompt's length; `embeddings` float [num_audio_tokens, hidden] once it is encoded."""
-
-    submission: Submission
-    index: int
-    segment: Segment
-    language: str | None = None
-    head: list[int] = field(default_factory=list)
-    tail: list[int] = field(default_factory=list)
-    num_positions: int = 0
-    max_new_tokens: int = 0
-    embeddings: Tensor | None = None
-    encoded: torch.cuda.Event | None = None  # when they are there, on CUDA
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    alone: bool = False  # something failed with it: it is tried again by itself
-    done: bool = False
-
-    @property
-    def length(self) -> int:
-        """Positions that are filled once its newest token is fed."""
-        return self.num_positions + len(self.token_ids)
-
-    def reset(self) -> None:
-        self.embeddings, self.encoded, self.token_ids, self.logprobs = None, None, [], []
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +41,7 @@ class _Chosen:
     """Tokens on their way, of `rows` and their slots: after a prefill in the order of `rows`, after a step by slot."""
 
     fetch: Fetch
-    rows: list[tuple[int, _Row]]
+    rows: list[tuple[int, Row]]
     begin: bool
 
 
@@ -111,168 +74,90 @@ class OfflineEngine:
         self.info = self._loaded.info
         thinker: Any = self._loaded.model.thinker
         self._thinker = thinker
-        self._audio_token_id: int = thinker.config.audio_token_id
-        self._encoder = AudioEncoder(thinker.audio_tower, self._loaded.device, self._loaded.dtype)
         self._eos = frozenset(self._loaded.eos_token_ids)
         self._budget = self._positions_that_fit()
         self._decoder = SlotDecoder(thinker, 1, 64, self._loaded.int4)
         self._loops = LoopFinder(1)
-        # the encoder runs beside the decoder's steps
-        self._side = torch.cuda.Stream(self._loaded.device) if self._loaded.device.type == "cuda" else None
         self._lag = int(self._loaded.device.type == "cuda")  # steps that run before the host reads the first's tokens
         self.counts = Counts()
         self._watchdog = Watchdog(config.stall_timeout_s)
-        self._prompts: dict[str, tuple[list[int], list[int]]] = {}
+        self._threads = torch.get_num_threads()
 
-        self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[_Row] = deque()
-        self._closed = False
-        self._broken: BaseException | None = None
-
-        # the thread's own
-        self._sorted: deque[_Row] = deque()
-        self._ready: deque[_Row] = deque()
-        self._slots: list[_Row | None] = [None]
+        self._slots: list[Row | None] = [None]
         self._unread: deque[_Chosen] = deque()
         self._reported_at = time.monotonic()
         self._num_turns = 0
-        self._thread = threading.Thread(target=self._loop, name="asr-engine", daemon=True)
+        self._inbox = Inbox(Row)
+        self._lane = EncoderLane(self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 4))
+        self._ready = self._lane.ready
+        self._thread = threading.Thread(target=self._loop, name="asr-decoder", daemon=True)
         self._thread.start()
         (warm,) = self.submit([Segment("warm-up", np.zeros(MIN_SAMPLES, np.int16))]).result()
         if isinstance(warm, EngineFailure):  # a model that cannot run here must not become a failure of every segment
             raise EngineError(f"the model cannot run here: {warm}")
         self.counts = Counts()
+        self._lane.encode_s = 0.0
 
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
         """See AsrEngine. A cancelled future frees what its segments hold."""
-        future: Future[list[Result]] = Future()
-        submission = Submission(future, [None] * len(segments), len(segments))
-        rows = [_Row(submission, index, segment) for index, segment in enumerate(segments)]
-        with self._changed:
-            if self._broken is not None:
-                raise EngineError(f"the engine broke earlier: {describe(self._broken)}") from self._broken
-            if self._closed:
-                raise EngineError("submit() after close(): the engine takes no more segments")
-            self._waiting.extend(rows)
-            self._changed.notify()
-        if not rows:
-            future.set_result([])
-        return future
+        return self._inbox.submit(segments)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._inbox.close()
         self._thread.join()
 
     # the thread
 
     def _loop(self) -> None:
         try:
-            while self._take():
-                with self._watchdog.watch("a turn of the engine"):
+            while self._wait():
+                with self._watchdog.watch("a turn of the decoder"):
                     self._turn()
         except BaseException as error:  # the end of the thread: those who wait for a result must hear of it
-            self._break(error)
+            self._inbox.fail(error, [*self._lane.rows, *(row for row in self._slots if row is not None)])
+        self._lane.end()
+        self.counts.encode_s = self._lane.encode_s
 
-    def _take(self) -> bool:
-        """Fills `_sorted` when it is empty; waits when there is nothing else to do. False when closed and drained."""
-        if self._sorted:
-            return True
-        busy = bool(self._ready or self._unread or any(self._slots))
-        began = time.monotonic()
-        with self._changed:
-            if not busy:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                self.counts.idle_s += time.monotonic() - began
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._config.look_ahead))]
-            if not (busy or taken):
-                return False
-        rows = [row for row in taken if self._prepare(row)]
-        self._sorted.extend(sorted(rows, key=lambda row: -row.num_positions))
-        return True
+    def _wait(self) -> bool:
+        """Until there is something to do. False when closed and drained.
+
+        A step of many free slots costs as much as one of few: it waits for the encoder, which is the slower one then.
+        """
+        active = sum(row is not None for row in self._slots)
+        is_full = active * _FULL_SHARE[1] >= len(self._slots) * _FULL_SHARE[0]
+        inbox, lane = self._inbox, self._lane
+        if not (self._ready or is_full or (active and not lane.has_more)):
+            self._read_up_to(0)
+            began = time.monotonic()
+            with inbox.changed:
+                lane.is_waited_for = True
+                inbox.changed.wait_for(
+                    lambda: self._ready or lane.error or (not lane.has_more and (active or inbox.is_closed))
+                )
+                lane.is_waited_for = False
+            self.counts.idle_s += time.monotonic() - began
+        if lane.error is not None:
+            raise lane.error
+        return bool(self._ready or any(self._slots))
 
     def _turn(self) -> None:
-        """One batch through the encoder where slots wait for it, a prefill where there is room, and a decode step."""
+        """A prefill where there is room, and a decode step."""
         self._num_turns += 1
         if self._num_turns % _TURNS_PER_LOOK == 0:
             self._drop_cancelled()
-        num_active = sum(row is not None for row in self._slots)
-        if self._sorted and len(self._ready) < max(1, len(self._slots) // 4):
-            self._encode()
+        self._share_threads()
         if self._ready:
-            self._refill(num_active)
+            self._refill(sum(row is not None for row in self._slots))
         if any(self._slots):
             self._step()
         else:
             self._read_up_to(0)
 
-    def _prepare(self, row: _Row) -> bool:
-        """Fills in the prompt; False when the segment is one that must not reach the model."""
-        try:
-            prompt, row.language = self._loaded.prompt(row.segment)
-        except SegmentError as error:
-            self._deliver(row, EngineFailure(row.segment.segment_id, error.code, str(error)))
-            return False
-        if prompt not in self._prompts:
-            if len(self._prompts) >= 1000:
-                self._prompts.clear()
-            ids = self._loaded.processor.tokenizer(prompt)["input_ids"]
-            at = ids.index(self._audio_token_id)
-            self._prompts[prompt] = ids[:at], ids[at + 1 :]
-        row.head, row.tail = self._prompts[prompt]
-        num_frames = max(len(row.segment.pcm), MIN_SAMPLES) // HOP
-        num_audio = int(num_audio_tokens(torch.tensor(num_frames)))
-        row.num_positions = len(row.head) + num_audio + len(row.tail)
-        by_length = _MIN_NEW_TOKENS + math.ceil(self._config.max_new_tokens_per_s * row.segment.duration_s)
-        row.max_new_tokens = min(self._config.max_new_tokens, by_length)
-        return True
-
-    def _encode(self) -> None:
-        """The next batch of `_sorted`, as many as a prefill takes, to `_ready`."""
-        batch: list[_Row] = []
-        while self._sorted and self._fits(batch, self._sorted[0]):
-            batch.append(self._sorted.popleft())
-        began = time.monotonic()
-        self._encode_rows(batch)
-        self.counts.encode_s += time.monotonic() - began
-
-    def _fits(self, batch: list[_Row], row: _Row) -> bool:
-        """Whether `batch`, padded to its longest, stays within `prefill_tokens` with `row`; one always does."""
-        if not batch:
-            return True
-        longest = max(row.num_positions, *(each.num_positions for each in batch))
-        return not (row.alone or batch[0].alone) and longest * (len(batch) + 1) <= self._config.prefill_tokens
-
-    def _encode_rows(self, rows: list[_Row]) -> None:
-        try:
-            with torch.cuda.stream(self._side):  # nothing on a CPU
-                embeddings, sizes = self._encoder(audio_of([row.segment for row in rows]))
-                encoded = None if self._side is None else self._side.record_event()
-            for row, each, size in zip(rows, embeddings, sizes.tolist(), strict=True):
-                row.embeddings, row.encoded = each[:size], encoded
-            self._ready.extend(rows)
-            return
-        except torch.AcceleratorError:
-            raise
-        except SEGMENT_ERRORS as error:
-            failure = error
-        parts = self._smaller(rows, failure)
-        del failure  # its frames hold the tensors of the batch
-        for part in parts:
-            self._encode_rows(part)
-
-    def _smaller(self, rows: list[_Row], error: BaseException) -> list[list[_Row]]:
-        """What to try after `rows` failed together: halves when memory ran out, else one by one; a single row fails."""
-        out_of_memory = is_out_of_memory(error)
-        if out_of_memory and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(rows) == 1:
-            code = "out_of_memory" if out_of_memory else "engine_error"
-            self._deliver(rows[0], EngineFailure(rows[0].segment.segment_id, code, describe(error)))
-            return []
-        size = (len(rows) + 1) // 2 if out_of_memory else 1
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    def _share_threads(self) -> None:
+        """On a CPU, of the engine's threads those that the encoder leaves."""
+        threads = max(1, self._threads - self._lane.threads) if self._lane.is_busy else self._threads
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     def _refill(self, num_active: int) -> None:
         """Prefills free slots from `_ready`, once there are enough of them."""
@@ -283,11 +168,13 @@ class OfflineEngine:
         enough = min(len(self._ready), max(1, len(self._slots) // _REFILL_SHARE))
         if len(free) < enough:
             return
-        batch: list[_Row] = []
-        while self._ready and len(batch) < len(free) and self._fits(batch, self._ready[0]):
-            if self._width_of(self._ready[0]) > self._decoder.width:
+        batch: list[Row] = []
+        while self._ready and len(batch) < len(free) and fits(batch, self._ready[0], self._config.prefill_tokens):
+            if self._ready[0].expected_length > self._decoder.width:
                 break
             batch.append(self._ready.popleft())
+        with self._inbox.changed:  # the encoder may go on
+            self._inbox.changed.notify_all()
         began = time.monotonic()
         try:
             choice = self._prefill(free[: len(batch)], batch)
@@ -304,15 +191,10 @@ class OfflineEngine:
         self.counts.prefill_s += time.monotonic() - began
         self._report(batch)
 
-    def _width_of(self, row: _Row) -> int:
-        """Cache positions that a row gets to begin with."""
-        expected = _MIN_NEW_TOKENS + math.ceil(_EXPECTED_TOKENS_PER_S * row.segment.duration_s)
-        return row.num_positions + min(row.max_new_tokens, expected)
-
-    def _make_room(self, row: _Row) -> None:
+    def _make_room(self, row: Row) -> None:
         """Another shape of the cache when `row` needs a wider one, or when all rows left would have more slots in a
         narrower one."""
-        need = self._width_of(row)
+        need = row.expected_length
         active = any(each is not None for each in self._slots)
         if need > self._decoder.width or (not active and self._slots_at(need) > len(self._slots)):
             self._reshape(need)
@@ -328,8 +210,7 @@ class OfflineEngine:
         self._read_up_to(0)
         active = [slot for slot in active if self._slots[slot] is not None]
         keep, leave = active[:num_slots], active[num_slots:]
-        for slot in leave:
-            self._again(self._slots[slot])
+        self._lane.again([row for slot in leave if (row := self._slots[slot]) is not None])
         rows = [self._slots[slot] for slot in keep]
         self._decoder.resize(num_slots, width, keep)
         loops = LoopFinder(num_slots)
@@ -337,7 +218,7 @@ class OfflineEngine:
         self._loops = loops
         self._slots = rows + [None] * (num_slots - len(rows))
 
-    def _prefill(self, slots: list[int], rows: list[_Row]) -> Choice:
+    def _prefill(self, slots: list[int], rows: list[Row]) -> Choice:
         longest = max(row.num_positions for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         is_audio = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -361,7 +242,7 @@ class OfflineEngine:
         if length > self._decoder.width:
             self._reshape(length + length // 4)
             return
-        if not self._ready and not self._sorted:
+        if not self._ready and not self._lane.has_more:
             self._close_up()
         last = max(slot for slot, row in enumerate(self._slots) if row is not None)
         num_rows = self._decoder.num_rows_for(last + 1)
@@ -425,69 +306,42 @@ class OfflineEngine:
             elif math.isnan(logprobs[place]):
                 self._finish(slot, row, "stop")  # which result() makes a failure of
 
-    def _finish(self, slot: int, row: _Row, reason: str) -> None:
+    def _finish(self, slot: int, row: Row, reason: str) -> None:
         row.done = True
         self._slots[slot] = None
-        self._deliver(row, self._loaded.result(row.segment, row.language, row.token_ids, row.logprobs, reason))
+        self._inbox.deliver(row, self._loaded.result(row.segment, row.language, row.token_ids, row.logprobs, reason))
 
-    def _again(self, row: _Row | None) -> None:
-        """Back to the beginning of the way."""
-        if row is not None:
-            row.reset()
-            self._sorted.appendleft(row)
-
-    def _start_over(self, batch: list[_Row], error: BaseException) -> None:
+    def _start_over(self, batch: list[Row], error: BaseException) -> None:
         """After a prefill or a step failed: what was in slots begins again, with half the memory or one by one."""
         rows = batch + [row for row in self._slots if row is not None]
         out_of_memory = is_out_of_memory(error)
         self._unread.clear()
         self._slots = [None] * len(self._slots)
-        parts = self._smaller(rows, error)
+        parts = smaller(rows, error, self._inbox)
         del error  # its frames hold tensors
         if out_of_memory:
             self._budget = max(1, self._budget // 2)
             self._decoder.resize(1, 1)
             self._loops, self._slots = LoopFinder(1), [None]
-        for row in (row for part in reversed(parts) for row in reversed(part)):
+        left = [row for part in parts for row in part]
+        for row in left:
             row.alone = row.alone or not out_of_memory
-            self._again(row)
+        self._lane.again(left)
 
     def _drop_cancelled(self) -> None:
-        for queue in (self._sorted, self._ready):
-            if any(row.submission.future.cancelled() for row in queue):
-                left = [row for row in queue if not row.submission.future.cancelled()]
-                queue.clear()
-                queue.extend(left)
+        self._lane.drop_cancelled()
         for slot, row in enumerate(self._slots):
-            if row is not None and row.submission.future.cancelled():
+            if row is not None and row.is_cancelled:
                 row.done, self._slots[slot] = True, None
 
-    def _deliver(self, row: _Row, result: Result) -> None:
-        submission = row.submission
-        submission.results[row.index] = result
-        submission.num_missing -= 1
-        if submission.num_missing == 0 and submission.future.set_running_or_notify_cancel():
-            submission.future.set_result([done for done in submission.results if done is not None])
-
-    def _report(self, batch: list[_Row]) -> None:
+    def _report(self, batch: list[Row]) -> None:
         now = time.monotonic()
         if self._observe is not None:
             durations_s = [row.segment.duration_s for row in batch]
-            num_waiting = len(self._waiting) + len(self._sorted) + len(self._ready)
+            num_waiting = len(self._inbox.waiting) + len(self._lane.rows)
             padded_s = max(durations_s) * len(batch)
             self._observe(Batch(sum(durations_s), padded_s, now - self._reported_at, num_waiting))
         self._reported_at = now
-
-    def _break(self, error: BaseException) -> None:
-        with self._changed:
-            self._broken = error
-            waiting = [*self._waiting, *self._sorted, *self._ready, *(row for row in self._slots if row is not None)]
-            self._waiting.clear()
-        for submission in {id(row.submission): row.submission for row in waiting}.values():
-            if not submission.future.done():
-                broken = EngineError(f"the engine broke: {describe(error)}")
-                broken.__cause__ = error
-                submission.future.set_exception(broken)
 
     def _positions_that_fit(self) -> int:
         """Cache positions of all slots together: those that fit in `memory_share` of what is free now."""

@@ -211,14 +211,14 @@ def choke_on(
 ) -> None:
     """`place` raises `error` whenever it is given `poisoned`."""
     if place == "encode":
-        encode = engine._encoder
+        encode = engine._lane.encoder
 
         def encoding(audio: list[np.ndarray]) -> Any:
             if any(len(clip) == len(poisoned.pcm) for clip in audio):
                 raise error
             return encode(audio)
 
-        monkeypatch.setattr(engine, "_encoder", encoding)
+        monkeypatch.setattr(engine._lane, "encoder", encoding)
         return
     if place == "prefill":
         prefill = engine._prefill
@@ -288,7 +288,7 @@ def test_a_cancelled_submission_frees_its_slots(
     assert len(engine.submit([segment(1.0)]).result(TIMEOUT_S)) == 1
     assert time.monotonic() - began < 20
     engine.close()
-    assert not any(engine._slots) and not engine._ready and not engine._sorted
+    assert not any(engine._slots) and not engine._lane.rows
 
 
 def test_two_hundred_schedules_without_a_deadlock(engine: OfflineEngine, expected: dict[str, Hypothesis]) -> None:
