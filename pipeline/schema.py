@@ -50,7 +50,8 @@ class Hypothesis:
     natural, of the chosen token under the unmodified distribution. `text_raw` is the decoded text before any
     clean-up, `token_ends` how many of its characters stand after each token (empty where the engine does not say).
     `finish_reason` is "stop" (end token), "length" (token limit), "repetition" (it began to loop and was ended) or
-    "sentence" (the window was ended at a sentence, what follows is the next one's).
+    "sentence" (the window was ended at a sentence, what follows is the next one's). `top_ids` int32 and `top_logprobs`
+    float32, `[num_tokens, k]`, are each token's likeliest alternatives, best first, where `engine.top_logprobs` asks.
     """
 
     text: str
@@ -61,6 +62,8 @@ class Hypothesis:
     finish_reason: str
     words: list[Word] = field(default_factory=list)
     token_ends: list[int] = field(default_factory=list)
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

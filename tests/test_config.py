@@ -176,6 +176,7 @@ RESULT = [
             {"name": "offline"},
             {"quantization": "int4"},
             {"lm_head": "int8"},
+            {"top_logprobs": 8},
             {"max_new_tokens_per_s": 30},
         )
     ),

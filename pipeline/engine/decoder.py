@@ -7,11 +7,10 @@ directly. The three position ids of its rotary embedding are always equal (`get_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRThinkerForConditionalGeneration
@@ -27,8 +26,7 @@ _GRAPH_LENGTH_STEP = 256
 _WIDTH_STEP = 64  # positions: attention reads the cache up to a multiple of it, which keeps its shapes few
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What greedy decoding chose for some rows: token ids int64 [B], their log-probabilities float32 [B] (NaN where
     logits are), and the top-k log-probabilities float32 [B, k] with their ids int64 [B, k], k 0 when not asked for."""
 
@@ -44,22 +42,21 @@ class Fetch:
 
     def __init__(self, choice: Choice) -> None:
         self._event: torch.cuda.Event | None = None
-        self._tensors = (choice.tokens, choice.logprobs)
+        self._choice = choice
         if choice.tokens.is_cuda:
-            tokens, logprobs = (
-                torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
-                for each in self._tensors
-            )
-            self._tensors = tokens, logprobs
+            self._choice = Choice(*(_on_its_way(each) for each in choice))
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def read(self) -> tuple[np.ndarray, list[float]]:
-        """Token ids int64 [B] and their log-probabilities."""
+    def read(self) -> Choice:
+        """On the CPU."""
         if self._event is not None:
             self._event.synchronize()
-        tokens, logprobs = self._tensors
-        return tokens.numpy(), logprobs.tolist()
+        return self._choice
+
+
+def _on_its_way(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 class _Graph:
@@ -77,10 +74,7 @@ class _Graph:
 
     def replay(self) -> Choice:
         self._graph.replay()
-        choice = self.choice
-        return Choice(
-            choice.tokens.clone(), choice.logprobs.clone(), choice.top_logprobs.clone(), choice.top_ids.clone()
-        )
+        return Choice(*(each.clone() for each in self.choice))
 
 
 class _Layer:

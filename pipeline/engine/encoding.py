@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +90,8 @@ class EncoderLane:
         self._all_threads = torch.get_num_threads()
         self.threads = max(1, self._all_threads // 3)  # beside a decoder that has something to do, on a CPU
         self.is_waited_for = False
+        # on a CPU with one thread, one of the two works at a time
+        self.core = threading.Lock() if self._all_threads == 1 and not on_cuda else nullcontext()
         self._watchdog = Watchdog(config.stall_timeout_s)
         self._prompts: dict[str, tuple[list[int], list[int]]] = {}
         self.encode_s = 0.0
@@ -142,7 +145,7 @@ class EncoderLane:
         try:
             while self._take():
                 torch.set_num_threads(self._all_threads if self.is_waited_for else self.threads)
-                with self._watchdog.watch("a batch of the encoder"):
+                with self._watchdog.watch("a batch of the encoder"), self.core:
                     began = time.monotonic()
                     self._encode(self._batch)
                     self.encode_s += time.monotonic() - began

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from pipeline.engine.encoding import EncoderLane, Row, fits, smaller
 from pipeline.engine.inbox import SEGMENT_ERRORS, Inbox, is_out_of_memory
 from pipeline.engine.loops import LoopFinder
 from pipeline.engine.model import MIN_SAMPLES, LoadedModel, load_model
-from pipeline.schema import Segment
+from pipeline.schema import Hypothesis, Segment
 
 _REFILL_SHARE = 16  # a sixteenth of the slots free is worth a prefill
 _FULL_SHARE = 7, 8  # of the slots taken are enough for a step while more rows are to come
@@ -76,7 +76,7 @@ class OfflineEngine:
         self._thinker = thinker
         self._eos = frozenset(self._loaded.eos_token_ids)
         self._budget = self._positions_that_fit()
-        self._decoder = SlotDecoder(thinker, 1, 64, self._loaded.int4)
+        self._decoder = SlotDecoder(thinker, 1, 64, self._loaded.int4, config.top_logprobs)
         self._loops = LoopFinder(1)
         self._lag = int(self._loaded.device.type == "cuda")  # steps that run before the host reads the first's tokens
         self.counts = Counts()
@@ -111,7 +111,7 @@ class OfflineEngine:
     def _loop(self) -> None:
         try:
             while self._wait():
-                with self._watchdog.watch("a turn of the decoder"):
+                with self._watchdog.watch("a turn of the decoder"), self._lane.core:
                     self._turn()
         except BaseException as error:  # the end of the thread: those who wait for a result must hear of it
             self._inbox.fail(error, [*self._lane.rows, *(row for row in self._slots if row is not None)])
@@ -128,14 +128,15 @@ class OfflineEngine:
         inbox, lane = self._inbox, self._lane
         if not (self._ready or is_full or (active and not lane.has_more)):
             self._read_up_to(0)
-            began = time.monotonic()
+            starves, began = not lane.has_more, time.monotonic()
             with inbox.changed:
                 lane.is_waited_for = True
                 inbox.changed.wait_for(
                     lambda: self._ready or lane.error or (not lane.has_more and (active or inbox.is_closed))
                 )
                 lane.is_waited_for = False
-            self.counts.idle_s += time.monotonic() - began
+            if starves:
+                self.counts.idle_s += time.monotonic() - began
         if lane.error is not None:
             raise lane.error
         return bool(self._ready or any(self._slots))
@@ -282,8 +283,9 @@ class OfflineEngine:
             self._take_tokens(self._unread.popleft())
 
     def _take_tokens(self, chosen: _Chosen) -> None:
-        tokens, logprobs = chosen.fetch.read()
-        begin, rows = chosen.begin, chosen.rows
+        choice = chosen.fetch.read()
+        tokens, logprobs, begin, rows = choice.tokens.numpy(), choice.logprobs.tolist(), chosen.begin, chosen.rows
+        top_ids, top_logprobs = choice.top_ids.numpy(), choice.top_logprobs.numpy()
         if begin:
             self._loops.begin(np.array([slot for slot, _ in rows]), tokens)
             looping = np.zeros(len(tokens), bool)
@@ -296,6 +298,9 @@ class OfflineEngine:
             token = int(tokens[place])
             row.token_ids.append(token)
             row.logprobs.append(logprobs[place])
+            if self._config.top_logprobs:
+                row.top_ids.append(top_ids[place])
+                row.top_logprobs.append(top_logprobs[place])
             self.counts.useful_row_steps += not begin
             if token in self._eos:
                 self._finish(slot, row, "stop")
@@ -309,7 +314,11 @@ class OfflineEngine:
     def _finish(self, slot: int, row: Row, reason: str) -> None:
         row.done = True
         self._slots[slot] = None
-        self._inbox.deliver(row, self._loaded.result(row.segment, row.language, row.token_ids, row.logprobs, reason))
+        result = self._loaded.result(row.segment, row.language, row.token_ids, row.logprobs, reason)
+        if self._config.top_logprobs and isinstance(result, Hypothesis):
+            ids, logprobs = np.stack(row.top_ids).astype(np.int32), np.stack(row.top_logprobs)
+            result = replace(result, top_ids=ids, top_logprobs=logprobs)
+        self._inbox.deliver(row, result)
 
     def _start_over(self, batch: list[Row], error: BaseException) -> None:
         """After a prefill or a step failed: what was in slots begins again, with half the memory or one by one."""

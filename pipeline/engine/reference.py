@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class ReferenceEngine:
 
     @torch.inference_mode()
     def _decode(self, inputs: list[_Inputs], max_new_tokens: int) -> list[Result]:
-        recorder = _ChosenLogprobs()
+        recorder = _ChosenLogprobs(self._config.top_logprobs)
         batch = {name: tensor.to(self._loaded.device) for name, tensor in self._collate(inputs).items()}
         output = self._loaded.model.generate(
             **batch,
@@ -107,7 +107,11 @@ class ReferenceEngine:
         )
         new_tokens = output.sequences[:, batch["input_ids"].shape[1] :].cpu()
         logprobs = torch.stack(recorder.steps, dim=1).cpu()
-        return [self._result(*row) for row in zip(inputs, new_tokens.tolist(), logprobs.tolist(), strict=True)]
+        results = [self._result(*row) for row in zip(inputs, new_tokens.tolist(), logprobs.tolist(), strict=True)]
+        if not recorder.top:
+            return results
+        top_logprobs, top_ids = (torch.stack(each, dim=1).cpu().numpy() for each in zip(*recorder.top, strict=True))
+        return [_with_top(*row) for row in zip(results, top_ids.astype(np.int32), top_logprobs, strict=True)]
 
     def _collate(self, inputs: list[_Inputs]) -> dict[str, Tensor]:
         """Prompts padded on the left, features on the right, as Qwen3ASRProcessor pads them."""
@@ -133,15 +137,28 @@ class ReferenceEngine:
         )
 
 
+def _with_top(result: Result, top_ids: np.ndarray, top_logprobs: np.ndarray) -> Result:
+    if isinstance(result, EngineFailure):
+        return result
+    length = len(result.token_ids)
+    return replace(result, top_ids=top_ids[:length], top_logprobs=top_logprobs[:length])
+
+
 class _ChosenLogprobs(LogitsProcessor):
     """Keeps the log-probability of each step's greedy choice, float32 [B] a step. `generate(output_logits=True)` would
-    keep the whole distribution: 10 GB for 512 steps of 32 rows at the published vocabulary."""
+    keep the whole distribution: 10 GB for 512 steps of 32 rows at the published vocabulary. `top`: log-probabilities
+    and ids of the likeliest `num_top`, [B, num_top] each a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_top: int) -> None:
         self.steps: list[Tensor] = []
+        self.top: list[tuple[Tensor, Tensor]] = []
+        self._num_top = num_top
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.steps.append(scores.max(dim=-1).values - scores.logsumexp(dim=-1))
+        if self._num_top:
+            values, indices = scores.log_softmax(dim=-1).topk(self._num_top, dim=-1)
+            self.top.append((values, indices))
         return scores
 
 

@@ -118,6 +118,25 @@ def test_steps_may_run_ahead_of_the_host(tiny_checkpoint: Path, expected: dict[s
     assert not engine._unread and engine.counts.useful_row_steps < engine.counts.row_steps
 
 
+@pytest.mark.parametrize("lag", [0, 2])
+def test_the_likeliest_tokens_are_the_references(tiny_checkpoint: Path, lag: int) -> None:
+    engine = new_engine(tiny_checkpoint, slots=4, top_logprobs=8)
+    engine._lag = lag
+    options = {"model": str(tiny_checkpoint), "device": "cpu", "dtype": "float32", "max_new_tokens": 16}
+    reference = create_engine(EngineConfig.model_validate(options | {"name": "reference", "top_logprobs": 8}))
+    found, wanted = (hypotheses(each.submit(SEGMENTS[:9]).result(TIMEOUT_S)) for each in (engine, reference))
+    engine.close()
+    reference.close()
+    for got, want in zip(found, wanted, strict=True):
+        assert got.top_ids is not None and want.top_ids is not None and got.top_logprobs is not None
+        assert got.top_ids.dtype == want.top_ids.dtype == np.int32
+        assert got.top_ids.shape == got.top_logprobs.shape == (len(got.token_ids), 8)
+        assert got.top_ids[:, 0].tolist() == got.token_ids
+        assert got.top_logprobs[:, 0].tolist() == pytest.approx(got.token_logprobs, abs=1e-5)
+        np.testing.assert_allclose(got.top_logprobs, want.top_logprobs, atol=1e-3)
+        assert (np.diff(got.top_logprobs, axis=1) <= 0).all()
+
+
 def test_rows_that_outgrow_their_cache_go_on(tiny_checkpoint: Path) -> None:
     """250 tokens for half a second: the cache begins with room for 37."""
     options: dict[str, Any] = {"max_new_tokens": 250, "max_new_tokens_per_s": 1e6}
