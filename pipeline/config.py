@@ -82,7 +82,7 @@ class SegmentationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    name: Literal["offline", "reference"] = "reference"
+    name: Literal["offline", "reference"] = "offline"
     model: str = "embedded/student"  # a Hub id, a local folder, or embedded/student, embedded/teacher
     revision: str | None = None  # of a Hub id: branch, tag or commit
     aligner: str | None = None  # word times: Qwen/Qwen3-ForcedAligner-0.6B or a local folder

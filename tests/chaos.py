@@ -267,7 +267,7 @@ def configuration(server: radosgw.Server, address: str) -> dict[str, Any]:
         "output": "given by --set",
         "units": {"target_s": 6},
         "segmentation": {"min_s": 3, "max_s": 8},
-        "engine": {"model": "embedded/student", "threads": 1, "batch_size": 2},
+        "engine": {"name": "reference", "model": "embedded/student", "threads": 1, "batch_size": 2},
         "ray": {"address": address, "units_in_flight": UNITS_IN_FLIGHT, "read_tasks": 1},
         "storage": {"options": server.options},
     }

@@ -109,11 +109,12 @@ def write_tar(path: Path, durations_s: Sequence[float], prefix: str = "clip") ->
 
 
 def make_config(inputs: str | Sequence[Any], output: Path | str, model: Path, **sections: Any) -> TranscribeConfig:
-    """A configuration on a tiny checkpoint: short texts, small units."""
+    """A configuration on a tiny checkpoint: short texts, small units; in float32, where no text turns with what is
+    decoded beside it."""
     data: dict[str, Any] = {
         "inputs": [inputs] if isinstance(inputs, str) else list(inputs),
         "output": str(output),
         "units": {"target_s": 10},
-        "engine": {"model": str(model), "max_new_tokens": 6},
+        "engine": {"model": str(model), "dtype": "float32", "max_new_tokens": 6},
     }
     return TranscribeConfig.model_validate(data | sections)

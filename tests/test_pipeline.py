@@ -63,7 +63,7 @@ def test_tar_shards_become_rows_that_any_reader_sees_once(tmp_path: Path, tiny_c
     for row in rows:
         assert len(row["token_ids"]) == len(row["token_logprobs"]) > 0
         assert row["avg_logprob"] == pytest.approx(sum(row["token_logprobs"]) / len(row["token_logprobs"]), rel=1e-3)
-        assert row["config_hash"] == config.result_hash() and row["engine"] == "reference"
+        assert row["config_hash"] == config.result_hash() and row["engine"] == "offline"
     files = sorted((tmp_path / "out" / "transcripts").iterdir())
     assert len(files) > 2
     assert pq.read_schema(files[0]).remove_metadata().equals(TRANSCRIPTS)
