@@ -218,7 +218,7 @@ def engines_06b(num_clips: int, threads: int, device: torch.device) -> list[Figu
     synchronize(device)
     reference = seconds / (time.perf_counter() - began)
 
-    options = EngineConfig(name="offline", model="0.6b", slots=min(64, num_clips), max_new_tokens=10_000)
+    options = EngineConfig(name="offline", model="0.6b", slots=min(64, max(8, num_clips // 3)), max_new_tokens=10_000)
     engine = _Fixed(options, loaded, lengths)
     took = run(engine, audio)
     counts = engine.counts

@@ -6,7 +6,7 @@ directly. The three position ids of its rotary embedding are always equal (`get_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRThinke
 from torch import Tensor, nn
 
 from pipeline.engine.cpu_attention import DTYPES, attend
+from pipeline.engine.graphs import Graph
 from pipeline.engine.int4 import Int4Linear, Int4Weight, check, find_switch
 from pipeline.engine.int4 import joined as join_int4
 
@@ -57,24 +58,6 @@ class Fetch:
 
 def _on_its_way(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-class _Graph:
-    """A decode step of one shape, captured on CUDA; the next replay overwrites `choice`."""
-
-    def __init__(self, step: Callable[[], Choice]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries make their plans before the capture
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self.choice = step()
-
-    def replay(self) -> Choice:
-        self._graph.replay()
-        return Choice(*(each.clone() for each in self.choice))
 
 
 class _Layer:
@@ -211,7 +194,7 @@ class SlotDecoder:
         self._columns = torch.arange(width, device=self._device)
         self._cos, self._sin = self._rotary_tables(width)
         self.num_slots, self.width = num_slots, width
-        self._graphs: dict[tuple[int, int], _Graph] = {}  # of these tensors
+        self._graphs: dict[tuple[int, int], Graph[Choice]] = {}  # of these tensors
 
     @torch.inference_mode()
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -265,10 +248,10 @@ class SlotDecoder:
         key = num_rows, length
         if key not in self._graphs:
             state = self._tokens.clone(), self._positions.clone()  # what the warm-up moves on; the cache it writes anew
-            self._graphs[key] = _Graph(partial(self._step, num_rows, length))
+            self._graphs[key] = Graph(partial(self._step, num_rows, length))
             self._tokens.copy_(state[0])
             self._positions.copy_(state[1])
-        return self._graphs[key].replay()
+        return Choice(*(each.clone() for each in self._graphs[key]()))
 
     def _step(self, num_rows: int, length: int) -> Choice:
         rows, tokens, next_positions = self._rows[:num_rows], self._tokens[:num_rows], self._positions[:num_rows]

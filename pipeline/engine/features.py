@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
 from torch import Tensor
 
+from pipeline.engine.graphs import WindowGraphs
 from pipeline.engine.mel import HOP, NUM_FFT, LogMel
-from pipeline.engine.windowed import encode
+from pipeline.engine.windowed import encode, transformer
 
 _REACH = NUM_FFT // 2  # samples that a frame looks to either side
 _CACHED_FRAMES = 3000
@@ -22,6 +23,7 @@ class AudioEncoder:
 
     def __init__(self, tower: Qwen3ASRAudioEncoder, device: torch.device, dtype: torch.dtype) -> None:
         self._tower, self._device, self._dtype = tower, device, dtype
+        self._transformer = WindowGraphs() if device.type == "cuda" else transformer
         self._mel = LogMel(tower.config.num_mel_bins).to(device)
 
     @torch.inference_mode()
@@ -29,7 +31,7 @@ class AudioEncoder:
         """int16 clips of 200 samples and more -> embeddings [B, L, output_dim] and, on the CPU, their numbers int64
         [B]; rows beyond a clip's number are undefined."""
         mel, num_frames = self.log_mel(audio)
-        return encode(self._tower, mel.to(self._dtype), num_frames)
+        return encode(self._tower, mel.to(self._dtype), num_frames, self._transformer)
 
     def log_mel(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """-> float32 [B, 128, T], zero after a clip's end, and int64 [B] frames, on the CPU."""

@@ -85,7 +85,7 @@ class OfflineEngine:
 
         self._slots: list[Row | None] = [None]
         self._unread: deque[_Chosen] = deque()
-        self._reported_at = time.monotonic()
+        self._reported_at, self._reported_idle_s = time.monotonic(), 0.0
         self._num_turns = 0
         self._inbox = Inbox(Row)
         self._lane = EncoderLane(self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 4))
@@ -95,7 +95,7 @@ class OfflineEngine:
         (warm,) = self.submit([Segment("warm-up", np.zeros(MIN_SAMPLES, np.int16))]).result()
         if isinstance(warm, EngineFailure):  # a model that cannot run here must not become a failure of every segment
             raise EngineError(f"the model cannot run here: {warm}")
-        self.counts = Counts()
+        self.counts, self._reported_idle_s = Counts(), 0.0
         self._lane.encode_s = 0.0
 
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
@@ -349,8 +349,9 @@ class OfflineEngine:
             durations_s = [row.segment.duration_s for row in batch]
             num_waiting = len(self._inbox.waiting) + len(self._lane.rows)
             padded_s = max(durations_s) * len(batch)
-            self._observe(Batch(sum(durations_s), padded_s, now - self._reported_at, num_waiting))
-        self._reported_at = now
+            busy_s = now - self._reported_at - (self.counts.idle_s - self._reported_idle_s)
+            self._observe(Batch(sum(durations_s), padded_s, busy_s, num_waiting))
+        self._reported_at, self._reported_idle_s = now, self.counts.idle_s
 
     def _positions_that_fit(self) -> int:
         """Cache positions of all slots together: those that fit in `memory_share` of what is free now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from qwen_asr.core.transformers_backend.modeling_qwen3_asr import _get_feat_extr
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from pipeline.engine.graphs import WindowGraphs
 from pipeline.engine.reference import install_windowed_attention
-from pipeline.engine.windowed import encode, num_audio_tokens
+from pipeline.engine.windowed import encode, num_audio_tokens, transformer
 
 LENGTHS = [5, 7, 8, 9, 50, 96, 97, 99, 100, 101, 104, 199, 200, 201, 799, 800, 801, 850, 900, 1600, 1999, 2000]
 
@@ -118,3 +120,34 @@ def test_gradients_are_those_of_qwen_asr(tower: Any, upstream: Any) -> None:
             assert theirs.grad.abs().max() > 0, name
             error = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
             assert error < 1e-3, f"{name}: {error}"
+
+
+@given(batches=st.lists(st.lists(st.sampled_from(LENGTHS), min_size=1, max_size=20), min_size=1, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_few_numbers_of_windows_are_recorded_and_give_the_same(tower: Any, batches: list[list[int]]) -> None:
+    """As on CUDA, but that a graph is recorded: what runs again is the same work on the same tensors."""
+    recorded: list[Callable[[], Tensor]] = []
+
+    def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        recorded.append(work)
+        return work
+
+    graphs = WindowGraphs(record)
+    sizes = set()
+    with torch.no_grad():
+        for lengths in batches:
+            mel, num_frames = padded([mel_of(length, seed) for seed, length in enumerate(lengths)])
+            want, _ = encode(tower, mel, num_frames)
+            got, num_tokens = encode(tower, mel, num_frames, graphs)
+            sizes.add(-(-sum(-(-length // 800) for length in lengths) // 8))
+            for one, other, size in zip(want, got, num_tokens.tolist(), strict=True):
+                torch.testing.assert_close(other[:size], one[:size], atol=1e-5, rtol=1e-5)
+    assert len(recorded) == len(sizes)
+
+
+def test_more_windows_than_are_recorded_go_without_a_graph(tower: Any) -> None:
+    x = torch.randn(WindowGraphs.MOST + 1, 104, tower.config.d_model)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            WindowGraphs(lambda _: pytest.fail("recorded"))(tower, x, None), transformer(tower, x, None)
+        )
