@@ -146,6 +146,34 @@ def test_read_runs_outside_the_engine_actors(tmp_path: Path, tiny_checkpoint: Pa
     assert operators == ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator"]
 
 
+def test_an_engine_reads_audio_where_ray_holds_it(tmp_path: Path) -> None:
+    """Not a copy of it: the samples lie in the object store's shared memory."""
+    import ray.data
+
+    write_tar(tmp_path / "a.tar", [4, 4])
+    config = make_config(str(tmp_path / "a.tar"), tmp_path / "out", tmp_path)
+    (split,) = plan(config.inputs, {}, config.units.target_s)
+    (unit,) = read_units(split, Done(), config)
+
+    def read(_: pa.Table) -> pa.Table:
+        return units.to_table(unit)
+
+    def find(table: pa.Table) -> pa.Table:
+        found = []
+        for recording in units.from_table(table).recordings:
+            address = recording.pcm.__array_interface__["data"][0]
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                begin, _, end = line.split()[0].partition("-")
+                if int(begin, 16) <= address < int(end, 16):
+                    found.append(line)
+        return pa.table({"mapping": found})
+
+    one = ray.data.from_items([{"id": 0}]).map_batches(read, batch_format="pyarrow", num_cpus=1)
+    two = one.map_batches(find, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    mappings = [row["mapping"] for row in two.take_all()]
+    assert len(mappings) == 2 and all("plasma" in mapping or "/dev/shm" in mapping for mapping in mappings), mappings
+
+
 def test_a_unit_keeps_its_place_in_an_engine_until_it_is_committed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_tar(tmp_path / "a.tar", [2, 2])
     config = make_config(str(tmp_path / "a.tar"), tmp_path / "out", tiny_checkpoint)

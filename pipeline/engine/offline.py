@@ -69,7 +69,8 @@ class OfflineEngine:
         self, config: EngineConfig, observe: Observer | None = None, loaded: LoadedModel | None = None
     ) -> None:
         """`loaded` stands for what the configuration names, as benchmarks want it."""
-        self._config, self._observe = config, observe
+        self._config = config
+        self._observe: Observer | None = None
         self._loaded = loaded or load_model(config)
         self.info = self._loaded.info
         thinker: Any = self._loaded.model.thinker
@@ -97,6 +98,7 @@ class OfflineEngine:
             raise EngineError(f"the model cannot run here: {warm}")
         self.counts, self._reported_idle_s = Counts(), 0.0
         self._lane.encode_s = 0.0
+        self._observe = observe  # who need not hear of that
 
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
         """See AsrEngine. A cancelled future frees what its segments hold."""

@@ -111,7 +111,8 @@ def test_the_integers_are_those_of_modelopts_fake_quantization(model: Any, fake_
 
 def test_three_forms_are_one_model(fake_quant: Path, export: Path, packed: Path) -> None:
     assert [form_of(folder) for folder in (fake_quant, export, packed)] == ["fake_quant", "export", "packed"]
-    first, second, third = (said(folder) for folder in (fake_quant, export, packed))
+    # one row at a time: in 16 bits a text may turn with what is decoded beside it
+    first, second, third = (said(folder, slots=1) for folder in (fake_quant, export, packed))
     assert [each.token_ids for each in first] == [each.token_ids for each in third], "packed loses nothing"
     for one, other in zip(first, second, strict=True):  # exporting fits scales and norms anew
         assert one.token_logprobs[0] == pytest.approx(other.token_logprobs[0], abs=0.15)
