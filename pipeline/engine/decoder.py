@@ -284,8 +284,9 @@ class SlotDecoder:
         qkv = layer.qkv(self._norm_of(x, layer.input_norm)).unflatten(-1, (-1, self._head_dim))
         qk, v = qkv.split((self._heads + self._kv_heads, self._kv_heads), dim=-2)
         qk = self._norm_of(qk, layer.qk_norm)
-        # the rotation: each half of a head times cos, and the other half times sin (of which the first is negative)
-        qk = torch.addcmul(qk * cos, qk.roll(self._head_dim // 2, dims=-1), sin)
+        # the rotation: each half of a head times cos, and the other half times sin (of which the first is negative);
+        # in float32 until it is done
+        qk = (qk * cos).addcmul_(qk.roll(self._head_dim // 2, dims=-1), sin).to(x.dtype)
         q, k = qk.split((self._heads, self._kv_heads), dim=-2)
         return q, k, v
 
@@ -301,7 +302,7 @@ class SlotDecoder:
         # on a CPU torch has no kernel for it: fewer passes over the data
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale: Tensor = (length.square() / x.shape[-1] + self._eps).rsqrt()
-        return x * scale.to(x.dtype) * weight
+        return (x * scale).to(x.dtype) * weight
 
     def _choose(self, x: Tensor) -> Choice:
         logits = self._lm_head(self._norm_of(x, self._norm)).float()
@@ -313,7 +314,7 @@ class SlotDecoder:
         return Choice(tokens, best - total, top - total[:, None], top_ids)
 
     def _rotary_tables(self, width: int) -> tuple[Tensor, Tensor]:
-        like = torch.empty(0, dtype=self._dtype, device=self._device)
+        like = torch.empty(0, device=self._device)
         cos, sin = self._rotary(like, torch.arange(width, device=self._device)[None])
         half = self._head_dim // 2
         return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)

@@ -30,8 +30,8 @@ SECONDS = [0.5, 1.2345, 2.0, 4.71, 7.9, 9.03, 17.5]
 
 
 def new_engine(checkpoint: Path, **changes: Any) -> ReferenceEngine:
-    options = {"name": "reference", "model": str(checkpoint), "device": "cpu", "max_new_tokens": MAX_NEW_TOKENS} | changes
-    engine = create_engine(EngineConfig.model_validate(options))
+    options = {"name": "reference", "model": str(checkpoint), "device": "cpu", "max_new_tokens": MAX_NEW_TOKENS}
+    engine = create_engine(EngineConfig.model_validate(options | changes))
     assert isinstance(engine, ReferenceEngine)
     return engine
 
