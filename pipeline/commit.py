@@ -104,6 +104,7 @@ def _row(segment: TranscribedSegment, label: Labels) -> dict[str, Any]:
         "text": "",
         "text_raw": "",
         "text_ref": segment.text_ref,
+        "language_ref": segment.language_ref,
         "speech_ratio": segment.speech_ratio,
         "avg_logprob": label.avg_logprob,
         "compression_ratio": label.compression_ratio,

@@ -136,6 +136,7 @@ TRANSCRIPTS = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("text_raw", pa.string(), nullable=False),
         pa.field("text_ref", pa.string()),  # the reference of the whole recording, where the input has one
+        pa.field("language_ref", pa.string()),  # the language that the input names for it
         pa.field("language", pa.string()),
         pa.field(
             "words",

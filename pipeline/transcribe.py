@@ -138,6 +138,7 @@ def _row(recording: Recording, start: int, end: int, result: Result) -> Transcri
         None if failed else result,  # type: ignore[arg-type]
         str(result) if failed else None,
         [(begin - start, stop - start) for begin, stop in speech_in(recording.speech, start, end)],
+        _named_language(recording),
     )
 
 
@@ -154,4 +155,9 @@ def _failed_row(recording: Recording, error: str | None = None) -> TranscribedSe
         None,
         None,
         error or recording.error,
+        language_ref=_named_language(recording),
     )
+
+
+def _named_language(recording: Recording) -> str | None:
+    return language_name(recording.language) if recording.language else None

@@ -180,7 +180,7 @@ class TranscribedSegment:
     """One row to be: a stretch of a recording with what the engine said, or why there is nothing.
 
     `offset` and `duration` in seconds of the audio file; `speech` as in `Recording`, from the segment's start on;
-    `error` is "<reason code>: <detail>", and then there is no hypothesis.
+    `error` is "<reason code>: <detail>", and then there is no hypothesis; `language_ref` is the input's own.
     """
 
     segment_id: str
@@ -194,6 +194,7 @@ class TranscribedSegment:
     hypothesis: Hypothesis | None
     error: str | None
     speech: list[tuple[int, int]] = field(default_factory=list)
+    language_ref: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ Victim = Literal["driver", "engine", "read", "raylet", "store"]
 VICTIMS: tuple[Victim, ...] = ("driver", "engine", "read", "raylet", "store")
 Row = dict[str, Any]
 SAME = ("segment_id", "recording_id", "offset", "duration", "text", "text_raw", "sentences", "language", "token_ids",
-        "finish_reason", "status", "error", "text_ref", "unit_id")  # fmt: skip
+        "finish_reason", "status", "error", "text_ref", "language_ref", "unit_id")  # fmt: skip
 """Columns that a kill may not change. Log-probabilities follow, in the last digits, what else was in a batch."""
 
 _HEARD_S = 1.0  # until an actor knows that its driver is gone; a new driver takes longer to come

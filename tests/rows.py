@@ -23,7 +23,7 @@ def segment(
 ) -> TranscribedSegment:
     return TranscribedSegment(
         f"{recording}@{offset:g}", recording, f"in/{recording}.wav", None, offset, duration, "ref", 0.75,
-        hypothesis(text, language), None,
+        hypothesis(text, language), None, language_ref="Vietnamese",
     )  # fmt: skip
 
 

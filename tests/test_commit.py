@@ -67,6 +67,7 @@ def test_a_good_row_holds_all_that_the_engine_said(output: Output) -> None:
     assert (row["recording_id"], row["audio_filepath"], row["channel"]) == ("one", "in/one.wav", None)
     assert (row["offset"], row["duration"], row["speech_ratio"]) == (4.0, 2.0, 0.75)
     assert (row["text"], row["text_ref"], row["language"]) == ("hello there", "ref", "English")
+    assert row["language_ref"] == "Vietnamese"
     assert row["text_raw"] == "language English<asr_text>hello there"
     assert (row["token_ids"], row["token_logprobs"], row["finish_reason"]) == ([7, 8], [-0.25, -0.5], "stop")
     assert row["words"] == [{"word": "w", "start": 0.5, "end": 1.0, "score": 0.75}]

@@ -125,7 +125,8 @@ def test_a_segment_that_fails_is_a_row_among_the_others(monkeypatch: pytest.Monk
 
 
 def test_a_truncated_recording_gives_its_good_part_and_one_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = recording("cut", 3, offset_s=10.0, error="truncated: MP3 breaks near 3.00 s", text_ref="ref")
+    error = "truncated: MP3 breaks near 3.00 s"
+    cut = recording("cut", 3, offset_s=10.0, error=error, text_ref="ref", language="vi-VN")
     done = run(transcriber(monkeypatch, FakeEngine()), unit(cut, recording("whole", 1)))
     failures = [row for row in done.segments if row.error is not None]
     assert [(row.recording_id, row.offset, row.duration) for row in done.segments if row.error is None] == [
@@ -135,6 +136,8 @@ def test_a_truncated_recording_gives_its_good_part_and_one_failed_row(monkeypatc
     assert (failure.recording_id, failure.error) == ("cut", "truncated: MP3 breaks near 3.00 s")
     assert (failure.offset, failure.duration, failure.hypothesis) == (13.0, 0.0, None), "where the good part ends"
     assert (failure.text_ref, failure.speech_ratio) == ("ref", None)
+    languages = [(row.recording_id, row.language_ref) for row in done.segments]
+    assert set(languages) == {("cut", "Vietnamese"), ("whole", None)}, "as the input names it, of failed rows, too"
 
 
 def test_a_recording_without_audio_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
