@@ -19,3 +19,13 @@ def language_name(name_or_code: str) -> str:
     if code in _NAMES:
         return _NAMES[code]
     return next((name for name in _NAMES.values() if name.lower() == text.lower()), name_or_code)
+
+
+def is_known(name: str) -> bool:
+    """True for a name as Qwen3-ASR writes it."""
+    return name in _NAMES.values()
+
+
+def language_code(name: str) -> str:
+    """The ISO 639 code of a name as Qwen3-ASR writes it ("Filipino": "fil"); another name comes back as it is."""
+    return next((code for code, known in _NAMES.items() if known == name), name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, cast
 
 # Written without spaces between words. Names as Qwen3-ASR writes them, and codes as data sets do.
 _BY_CHARACTER = frozenset({"chinese", "zh", "cmn", "cantonese", "yue", "japanese", "ja", "jpn", "thai", "th", "tha"})
@@ -63,8 +64,24 @@ def normalize(text: str, language: str) -> str:
     return _normalizer(main in _ENGLISH)(text).strip()
 
 
-def error_counts(reference: str, hypothesis: str, language: str) -> ErrorCounts:
-    """Errors of the hypothesis, both normalized: of words, or of characters (code points) where `unit_name` is CER."""
+EditKind = Literal["equal", "substitute", "delete", "insert"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A run of one kind in an alignment: its words (or characters) in the reference and in the hypothesis.
+
+    Of "substitute" there are as many in both, of "delete" none in the hypothesis, of "insert" none in the reference.
+    """
+
+    kind: EditKind
+    reference: tuple[str, ...]
+    hypothesis: tuple[str, ...]
+
+
+def align(reference: str, hypothesis: str, language: str) -> list[Edit]:
+    """The cheapest way from reference to hypothesis, both normalized: by word, or by character (code point) where
+    `unit_name` is CER."""
     import jiwer
 
     reference, hypothesis = normalize(reference, language), normalize(hypothesis, language)
@@ -73,8 +90,30 @@ def error_counts(reference: str, hypothesis: str, language: str) -> ErrorCounts:
         output = jiwer.process_characters(reference.replace(" ", ""), hypothesis.replace(" ", ""))
     else:
         output = jiwer.process_words(reference, hypothesis)
-    num_reference = output.hits + output.substitutions + output.deletions
-    return ErrorCounts(output.substitutions, output.deletions, output.insertions, num_reference)
+    said, heard = output.references[0], output.hypotheses[0]
+    return [
+        Edit(
+            cast(EditKind, chunk.type),
+            tuple(said[chunk.ref_start_idx : chunk.ref_end_idx]),
+            tuple(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in output.alignments[0]
+    ]
+
+
+def count_errors(edits: Iterable[Edit]) -> ErrorCounts:
+    """The errors of an alignment."""
+    num: Counter[str] = Counter()
+    num_reference = 0
+    for edit in edits:
+        num[edit.kind] += max(len(edit.reference), len(edit.hypothesis))
+        num_reference += len(edit.reference)
+    return ErrorCounts(num["substitute"], num["delete"], num["insert"], num_reference)
+
+
+def error_counts(reference: str, hypothesis: str, language: str) -> ErrorCounts:
+    """Errors of the hypothesis, both normalized: of words, or of characters (code points) where `unit_name` is CER."""
+    return count_errors(align(reference, hypothesis, language))
 
 
 def _main_language(language: str) -> str:

@@ -41,7 +41,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """`line` and `area` are SVG path data; `level` is a horizontal rule, `marks` are vertical ones."""
+    """`line`, `area`, `whiskers` and `guide` (dashed) are SVG path data; `level` is a horizontal rule, `marks` are
+    vertical ones."""
 
     label: str
     x_ticks: list[Tick]
@@ -53,6 +54,8 @@ class Chart:
     bars: list[Bar] = field(default_factory=list)
     level: Tick | None = None
     marks: list[Tick] = field(default_factory=list)
+    whiskers: str = ""
+    guide: str = ""
 
 
 def progress_chart(report: Report) -> Chart:
@@ -63,7 +66,7 @@ def progress_chart(report: Report) -> Chart:
     shown = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MAX_POINTS)).astype(int))
     planned_s = 0.0 if report.summary.is_complete else report.summary.audio_planned_s
     unit_s, unit = _time_unit(max(float(total_s[-1]), planned_s))
-    scale = _Scale(max(float(total_s[-1]), planned_s) / unit_s)
+    scale = Scale(max(float(total_s[-1]), planned_s) / unit_s)
     y = scale.percent(total_s / unit_s)
     steps = "".join(f"H{x[i]:.2f}V{y[i]:.2f}" for i in shown)
     return Chart(
@@ -88,7 +91,7 @@ def speed_chart(report: Report) -> Chart:
     edges = np.linspace(0, 100, _SPEED_BINS + 1)
     done_s = np.array([float(np.sum(audio_s * np.clip((edge - begin) / span, 0, 1))) for edge in edges])
     rtfx = np.diff(done_s) / (work.total_s / _SPEED_BINS)
-    scale = _Scale(float(rtfx.max()))
+    scale = Scale(float(rtfx.max()))
     y = scale.percent(rtfx)
     steps = "".join(f"V{level:.2f}H{right:.2f}" for level, right in zip(y, edges[1:], strict=True))
     return Chart(
@@ -115,8 +118,8 @@ def duration_chart(histogram: Histogram) -> Chart:
     step = _nice_step(highest / _HISTOGRAM_BINS, histogram.bin_width)
     num_bins = math.ceil(highest / step)
     counts = _merged(histogram, step, num_bins)
-    scale = _Scale(float(counts.sum(axis=0).max()))
-    names = [f"{_plain(i * step)} to {_plain((i + 1) * step)} s" for i in range(num_bins)]
+    scale = Scale(float(counts.sum(axis=0).max()))
+    names = [f"{plain(i * step)} to {plain((i + 1) * step)} s" for i in range(num_bins)]
     return Chart(
         label="Segments by duration",
         x_ticks=_value_ticks(num_bins * step),
@@ -134,12 +137,12 @@ def confidence_chart(histogram: Histogram, threshold: float | None) -> Chart:
     num_bins = math.ceil(highest / step)
     limit = num_bins * step
     counts = _merged(histogram, step, num_bins)[:, ::-1]
-    scale = _Scale(float(counts.sum(axis=0).max()))
-    names = [f"{_plain(-(i + 1) * step)} to {_plain(-i * step)}" for i in reversed(range(num_bins))]
-    names[0] = f"{_plain(-limit + step)} or less"
+    scale = Scale(float(counts.sum(axis=0).max()))
+    names = [f"{plain(-(i + 1) * step)} to {plain(-i * step)}" for i in reversed(range(num_bins))]
+    names[0] = f"{plain(-limit + step)} or less"
     marks = []
     if threshold is not None and -limit < threshold < 0:
-        marks = [Tick(100 * (1 + threshold / limit), f"filter {_plain(threshold)}")]
+        marks = [Tick(100 * (1 + threshold / limit), f"filter {plain(threshold)}")]
     ticks = [Tick(100 - tick.at, tick.label if tick.label == "0" else f"−{tick.label}") for tick in _value_ticks(limit)]
     return Chart(
         label="Segments by mean token log-probability",
@@ -183,7 +186,7 @@ class _WorkingTime:
         return [Tick(100 * value / self.total_s, f"{value / unit_s:,.0f} {unit}" if value else "0") for value in values]
 
 
-class _Scale:
+class Scale:
     """A vertical axis from 0 to a round number that holds `highest`."""
 
     def __init__(self, highest: float) -> None:
@@ -198,7 +201,7 @@ class _Scale:
         return [Tick(float(self.percent(value)), f"{_compact(value)}{unit}") for value in values]
 
 
-def _bars(counts: np.ndarray, names: list[str], scale: _Scale) -> Iterator[Bar]:
+def _bars(counts: np.ndarray, names: list[str], scale: Scale) -> Iterator[Bar]:
     """Stacked bars of counts `[len(KINDS), num_bins]`."""
     width = 100 / counts.shape[1]
     for i, name in enumerate(names):
@@ -221,7 +224,7 @@ def _merged(histogram: Histogram, step: float, num_bins: int) -> np.ndarray:
 
 def _value_ticks(limit: float) -> list[Tick]:
     step = _nice_step(limit / 5)
-    return [Tick(100 * i * step / limit, _plain(i * step)) for i in range(math.floor(limit / step + 1e-9) + 1)]
+    return [Tick(100 * i * step / limit, plain(i * step)) for i in range(math.floor(limit / step + 1e-9) + 1)]
 
 
 def _nice_step(at_least: float, multiple_of: float = 0.0) -> float:
@@ -239,16 +242,16 @@ def _time_unit(seconds: float) -> tuple[float, str]:
 
 def _clock(seconds: float) -> str:
     unit_s, unit = next((u for u in _CLOCK_UNITS if seconds >= u[0]), _CLOCK_UNITS[-1])
-    return f"{_plain(round(seconds / unit_s, 1))} {unit}"
+    return f"{plain(round(seconds / unit_s, 1))} {unit}"
 
 
 def _compact(value: float) -> str:
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{_plain(value / size)}{suffix}"
-    return _plain(value)
+            return f"{plain(value / size)}{suffix}"
+    return plain(value)
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
     """Up to three decimals, with a true minus sign."""
     return f"{value:.3f}".rstrip("0").rstrip(".").replace("-", "−")

@@ -109,7 +109,7 @@ def gather(output: Output, options: storage.Options, num_samples: int) -> Report
     url = storage.join(output.url, "shardscribe.yaml")
     resolved = yaml.safe_load(storage.read_bytes(url, options))
     config = validate(TranscribeConfig, resolved["config"], url)
-    read = _UnitReader(output.transcripts_url, options)
+    read = UnitReader(output.transcripts_url, options)
     tally = Tally(num_samples)
     keys = sorted(key for done in committed.values() for key in done.keys)
     summary = summarize_records(plan, committed, tally.observing(read.units(keys, TALLIED)))
@@ -148,7 +148,7 @@ def gather(output: Output, options: storage.Options, num_samples: int) -> Report
     )
 
 
-class _UnitReader:
+class UnitReader:
     """Reads units of one output, several at a time."""
 
     def __init__(self, transcripts_url: str, options: storage.Options) -> None:

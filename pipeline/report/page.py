@@ -32,7 +32,7 @@ def render(report: Report, clips: Sequence[Clip] | None) -> str:
     """The page. `clips` are parallel to `report.samples`, None for a page without audio."""
     assert clips is None or len(clips) == len(report.samples)
     has_units, has_text = len(report.commits) > 0, report.confidence.quantile(0.5) is not None
-    return _template().render(
+    return template(Path(__file__).with_name("page.html.j2")).render(
         report=report,
         summary=report.summary,
         revision=report.engine.get("model_revision") or report.model_revision or report.config.engine.revision or "",
@@ -62,9 +62,10 @@ def render(report: Report, clips: Sequence[Clip] | None) -> str:
     )
 
 
-def _template() -> jinja2.Template:
+def template(path: Path) -> jinja2.Template:
+    """A page's template, with the parts and the style that all pages share."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([path.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -83,7 +84,7 @@ def _template() -> jinja2.Template:
         "data_uri": lambda ogg: f"data:audio/ogg;base64,{base64.b64encode(ogg).decode()}",
         "csp_hash": lambda script: f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     }
-    return environment.get_template("page.html.j2")
+    return environment.get_template(path.name)
 
 
 def _common_note(clips: Sequence[Clip]) -> str | None:

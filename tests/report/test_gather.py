@@ -182,10 +182,8 @@ def test_texts_and_tokens_are_read_of_the_units_shown_only(tmp_path: Path, monke
 
 def test_units_are_read_ahead_by_a_bounded_number(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[UnitKey] = []
-    monkeypatch.setattr(
-        module._UnitReader, "_read", lambda reader, key, columns: started.append(key) or (key, {}, None)
-    )
-    units = module._UnitReader("nowhere", {}).units((UnitKey(A, group, 0, "g") for group in range(1000)), [])
+    monkeypatch.setattr(module.UnitReader, "_read", lambda reader, key, columns: started.append(key) or (key, {}, None))
+    units = module.UnitReader("nowhere", {}).units((UnitKey(A, group, 0, "g") for group in range(1000)), [])
     first = next(units)
     assert first[0].group == 0 and len(started) <= module._READ_AHEAD
     assert [key.group for key, _, _ in units] == list(range(1, 1000)), "in order"
