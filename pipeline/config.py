@@ -208,11 +208,18 @@ class TranscribeConfig(_Section):
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
-    """Read the YAML at `path` into `model`, after `key.path=value` overrides (values are YAML too).
+def load_config(model: type[Model], path: Path | None, overrides: Sequence[str] = ()) -> Model:
+    """Read the YAML at `path` (None: an empty one) into `model`, after overrides `key.path=value` (YAML, too).
 
     Raises ConfigError that names the file, each wrong key and what it may be.
     """
+    data = {} if path is None else _read_yaml(path)
+    for override in overrides:
+        _override(data, override)
+    return validate(model, data, "--set" if path is None else str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -225,9 +232,7 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path} is no valid YAML: {_yaml_mistake(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold `key: value` pairs, such as `inputs: [...]`")
-    for override in overrides:
-        _override(data, override)
-    return validate(model, data, str(path))
+    return data
 
 
 def validate(model: type[Model], data: dict[str, Any], where: str) -> Model:

@@ -29,12 +29,14 @@ LAYERS = (
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
     ("pipeline.progress", "pipeline.observe", "pipeline.summary"),
     ("pipeline.report",),
+    ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
     (
         "jobs.transcribe",
         "jobs.status",
         "jobs.report",
+        "jobs.evaluate",
         "jobs.demo",
         "jobs.models",
         "jobs.family",
@@ -45,7 +47,7 @@ LAYERS = (
     ),
     ("jobs.cli",),
 )
-PACKAGES = ("pipeline.sources", "pipeline.engine", "pipeline.embedded", "pipeline.report")
+PACKAGES = ("pipeline.sources", "pipeline.engine", "pipeline.embedded", "pipeline.report", "pipeline.evaluate")
 SIBLINGS = {
     ("pipeline.listing", "pipeline.storage"),
     ("pipeline.storage", "pipeline.storage_errors"),
