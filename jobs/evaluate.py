@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from pipeline import storage
 from pipeline.config import ConfigError, TranscribeConfig, load_config
@@ -20,7 +19,6 @@ from pipeline.evaluate.recordings import read_output
 from pipeline.evaluate.scores import Evaluation, Group, evaluate
 from pipeline.storage import Options
 
-_TABLE_WIDTH = 120  # where the terminal is narrower, lines run over: no figure is cut
 _LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -94,15 +92,14 @@ def _other(against: str, system: System, options: Options) -> System:
 
 
 def _show(evaluation: Evaluation, comparison: Comparison | None, console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "error", "95 %", "sub", "del", "ins", "reference", "recordings", "failed"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    lines = [["", "error", "95 %", "sub", "del", "ins", "reference", "recordings", "failed"]]
     for title, groups in (("", evaluation.languages), ("set ", evaluation.sets), ("all ", evaluation.overall)):
-        if title == "set " and not any(group.name for group in groups):
-            continue
-        for group in groups:
-            table.add_row(*_cells(title, group))
-    console.print(table, width=max(console.width, _TABLE_WIDTH), soft_wrap=True)
+        if title != "set " or any(group.name for group in groups):
+            lines += [_cells(title, group) for group in groups]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *figures in lines:  # no rich table: it cuts figures where a terminal is narrow
+        cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))]
+        console.print("  ".join(cells), highlight=False, markup=False, soft_wrap=True)
     system = evaluation.system
     if comparison is not None:
         for each in comparison.contrasts:

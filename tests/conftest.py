@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.config import TranscribeConfig
 from pipeline.schema import SAMPLE_RATE_HZ
 from tests import radosgw
+from tests.browser import Browser, browse
 from tests.engine.tiny import build_checkpoint, noise
 from tests.fault_proxy import FaultProxy
 
@@ -71,6 +72,11 @@ def fault_proxy(object_store: radosgw.Server) -> Iterator[FaultProxy]:
     """A proxy before the radosgw that passes everything on until it is given a plan."""
     with FaultProxy(object_store.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    return browse(tmp_path)
 
 
 @pytest.fixture(scope="session")

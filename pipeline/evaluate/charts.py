@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pipeline.evaluate.document import interval_text
 from pipeline.evaluate.scores import Calibration, Group
 from pipeline.languages import language_code
 from pipeline.report.charts import Bar, Chart, Scale, Tick, plain
@@ -12,6 +13,8 @@ from pipeline.report.charts import Bar, Chart, Scale, Tick, plain
 _MAX_NAMES = 8  # languages that are written out under their bars
 _MAX_BARS = 30
 _BAR_SHARE = 0.62  # of the room that a bar has
+_MAX_BAR_PERCENT = 9.0  # of the plot's width
+_MAX_HEADROOM = 2.0  # of the highest bar: an interval that goes beyond is cut, or it would flatten all bars
 
 
 def language_chart(groups: Sequence[Group]) -> Chart:
@@ -55,29 +58,27 @@ def calibration_chart(calibration: Calibration) -> Chart:
 def _rates(label: str, x_title: str, groups: Sequence[Group], names: Sequence[str]) -> Chart:
     """A bar a group with its 95 % interval. A rate without reference words has no bar."""
     rates = [group.counts.rate if math.isfinite(group.counts.rate) else 0.0 for group in groups]
-    scale = Scale(100 * max([*rates, *(group.interval[1] for group in groups if group.interval)]))
-    width = 100 / len(groups)
+    highest = max([*rates, *(group.interval[1] for group in groups if group.interval)])
+    scale = Scale(100 * min(highest, _MAX_HEADROOM * max(rates)))
+    room = 100 / len(groups)
+    width = min(_BAR_SHARE * room, _MAX_BAR_PERCENT)
     bars, whiskers = [], []
     for i, (group, rate) in enumerate(zip(groups, rates, strict=True)):
-        top, middle = float(scale.percent(100 * rate)), (i + 0.5) * width
-        known = f" (95 %: {_span(group.interval)})" if group.interval else ""
+        top, middle = float(scale.percent(100 * rate)), (i + 0.5) * room
+        known = f" (95 %: {interval_text(group.interval)})" if group.interval else ""
         title = f"{group.name}: {group.measure} {100 * rate:.2f} %{known}, {group.num_items:,} recordings"
-        bars.append(Bar((i + (1 - _BAR_SHARE) / 2) * width, top, _BAR_SHARE * width, 100 - top, "kept", title))
+        bars.append(Bar(middle - width / 2, top, width, 100 - top, "kept", title))
         if group.interval:
             low, high = (float(scale.percent(100 * bound)) for bound in group.interval)
-            tip = 0.12 * width
-            whiskers += [f"M{middle:.2f},{low:.2f}V{high:.2f}"]
-            whiskers += [f"M{middle - tip:.2f},{at:.2f}H{middle + tip:.2f}" for at in (low, high)]
+            whiskers.append(f"M{middle:.2f},{low:.2f}V{max(high, 0.0):.2f}")
+            tip = 0.15 * width
+            whiskers += [f"M{middle - tip:.2f},{at:.2f}H{middle + tip:.2f}" for at in (low, high) if at >= 0]
     return Chart(
         label=label,
-        x_ticks=[Tick((i + 0.5) * width, name) for i, name in enumerate(names)],
+        x_ticks=[Tick((i + 0.5) * room, name) for i, name in enumerate(names)],
         y_ticks=scale.ticks(" %"),
         x_title=x_title,
         y_title=" and ".join(dict.fromkeys(group.measure for group in groups)),
         bars=bars,
         whiskers="".join(whiskers),
     )
-
-
-def _span(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"

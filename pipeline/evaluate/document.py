@@ -12,8 +12,8 @@ from pipeline.evaluate.scores import Evaluation, Group, Scored
 from pipeline.evaluate.stats import RESAMPLES
 from pipeline.metrics import Edit, ErrorCounts
 
-_CONTEXT_WORDS = 4  # that are right, on either side of an error
-_MAX_EDITS = 80  # of one item
+_CONTEXT_WORDS = 3  # that are right, on either side of an error
+_MAX_EDITS = 40  # of one item
 _MARKDOWN_CHARS = 120
 
 
