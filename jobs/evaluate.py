@@ -93,7 +93,7 @@ def _other(against: str, system: System, options: Options) -> System:
 
 def _show(evaluation: Evaluation, comparison: Comparison | None, console: Console) -> None:
     lines = [["", "error", "95 %", "sub", "del", "ins", "reference", "recordings", "failed"]]
-    for title, groups in (("", evaluation.languages), ("set ", evaluation.sets), ("all ", evaluation.overall)):
+    for title, groups in (("", evaluation.languages), ("set ", evaluation.sets), ("", evaluation.overall)):
         if title != "set " or any(group.name for group in groups):
             lines += [_cells(title, group) for group in groups]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

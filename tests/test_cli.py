@@ -29,7 +29,7 @@ def conf(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["transcribe", "status", "demo", "models", "family"])
+@pytest.mark.parametrize("command", ["transcribe", "status", "evaluate", "demo", "models", "family"])
 def test_help_has_examples(command: str) -> None:
     result = shardscribe(command, "--help")
     assert result.exit_code == 0 and f"shardscribe {command}" in result.output and "Examples" in result.output

@@ -4,7 +4,7 @@ import pytest
 from qwen_asr.inference.utils import SUPPORTED_LANGUAGES
 
 from pipeline import languages
-from pipeline.languages import language_name
+from pipeline.languages import is_known, language_code, language_name
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_the_names_are_those_of_qwen_asr() -> None:
     assert set(languages._NAMES.values()) == set(SUPPORTED_LANGUAGES)
     for name in SUPPORTED_LANGUAGES:
         assert language_name(name) == name == language_name(name.lower())
+
+
+def test_a_name_is_known_and_has_a_code() -> None:
+    assert is_known("Filipino") and not is_known("filipino") and not is_known("")
+    assert [language_code(name) for name in ("Filipino", "Chinese", "Klingon")] == ["fil", "zh", "Klingon"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.metrics import ErrorCounts, error_counts, normalize, unit_name
+from pipeline.metrics import Edit, ErrorCounts, align, count_errors, error_counts, normalize, unit_name
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "scoring" / "mcif_qwen3_asr_0_6b.jsonl"
 
@@ -82,3 +82,17 @@ def test_counts_pool():
     assert total == ErrorCounts(2, 2, 3, 14)
     assert total.rate == 0.5
     assert ErrorCounts().rate == 0
+
+
+def test_an_alignment_tells_what_was_said_and_heard():
+    edits = align("the cat sat down, sir", "a dog sat right down", "English")
+    assert edits == [
+        Edit("substitute", ("the", "cat"), ("a", "dog")),
+        Edit("equal", ("sat",), ("sat",)),
+        Edit("insert", (), ("right",)),
+        Edit("equal", ("down",), ("down",)),
+        Edit("delete", ("sir",), ()),
+    ]
+    assert count_errors(edits) == ErrorCounts(2, 1, 1, 5)
+    assert align("你好", "你", "Chinese") == [Edit("equal", ("你",), ("你",)), Edit("delete", ("好",), ())]
+    assert align("", "", "English") == []

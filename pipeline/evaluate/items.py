@@ -116,12 +116,12 @@ def pooled(systems: Sequence[System]) -> System:
     """Several test sets of one system as one. Raises ConfigError when two hold the same recording."""
     if len(systems) == 1:
         return systems[0]
-    owner: dict[str, str] = {}
+    owner: dict[str, System] = {}
     for system in systems:
         for item in system.items:
-            first = owner.setdefault(item.item_id, system.name)
-            if first != system.name:
-                raise ConfigError(f"{item.item_id} is in {first} and in {system.name}; a recording counts once")
+            first = owner.setdefault(item.item_id, system)
+            if first is not system:
+                raise ConfigError(f"{item.item_id} is in {first.name} and in {system.name}; a recording counts once")
     return System(
         ", ".join(system.name for system in systems),
         [item for system in systems for item in system.items],

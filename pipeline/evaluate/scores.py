@@ -19,6 +19,7 @@ _NUM_BINS = 10  # of confidence
 _NUM_CONFUSIONS = 20  # of each kind
 
 Measure = Literal["WER", "CER"]
+_ALL: dict[Measure, str] = {"WER": "all words", "CER": "all characters"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def evaluate(system: System) -> Evaluation:
     return Evaluation(
         system=system,
         scored=scored,
-        overall=_groups(scored, lambda each: (each.measure, "")),
+        overall=_groups(scored, lambda each: (_ALL[each.measure], "")),
         languages=_groups(scored, lambda each: (each.item.language, each.item.language)),
         sets=_groups(scored, lambda each: (each.item.set_name, each.item.language)),
         durations=_by_duration(scored),

@@ -21,7 +21,7 @@ def test_items_are_matched_by_id_in_any_order() -> None:
     other = system("two", ("c", "x y", "x y"), ("a", "X, y.", "x"), ("b", "x y", "x z"), language="Vietnamese")
     comparison = compare(evaluate(ONE), matched(ONE, other))
     overall, english = comparison.contrasts
-    assert (overall.name, english.name, english.num_items) == ("WER", "English", 3)
+    assert (overall.name, english.name, english.num_items) == ("all words", "English", 3)
     assert (overall.counts.num_errors, overall.other_counts.num_errors) == (3, 2)
     assert (overall.num_better, overall.num_worse) == (1, 1)
     assert overall.difference is not None and overall.difference.difference == pytest.approx(1 / 6)
