@@ -61,7 +61,7 @@ def run(request: Request, options: Options, console: Console) -> None:
         [read_output(url, options, language) for url in request.outputs]
         + [read_hypotheses(path, options, language) for path in request.hypotheses]
     )
-    other = _other(request.against, system, options) if request.against else None
+    other = _other(request.against, system, options, language) if request.against else None
     if request.kept_only:
         system, other = both_kept(system, other) if other else (only_kept(system), None)
         if not system.items:
@@ -70,12 +70,14 @@ def run(request: Request, options: Options, console: Console) -> None:
     comparison = compare(evaluation, other) if other else None
     found = document.to_json(evaluation, comparison)
     if request.as_json:
-        console.print(json.dumps(found, ensure_ascii=False), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            json.dumps(found, ensure_ascii=False, allow_nan=False), highlight=False, markup=False, soft_wrap=True
+        )
     else:
         _show(evaluation, comparison, console)
     if request.out is not None:
         files = {
-            "evaluation.json": json.dumps(found, ensure_ascii=False, indent=1),
+            "evaluation.json": json.dumps(found, ensure_ascii=False, allow_nan=False, indent=1),
             "evaluation.md": document.to_markdown(evaluation, comparison),
             "evaluation.html": render(evaluation, comparison),
         }
@@ -86,9 +88,9 @@ def run(request: Request, options: Options, console: Console) -> None:
                 console.print(url, highlight=False, markup=False, soft_wrap=True)
 
 
-def _other(against: str, system: System, options: Options) -> System:
+def _other(against: str, system: System, options: Options, language: str | None) -> System:
     read = read_hypotheses if against.lower().endswith(_LINES) else read_output
-    return matched(system, read(against, options))
+    return matched(system, read(against, options, language))
 
 
 def _show(evaluation: Evaluation, comparison: Comparison | None, console: Console) -> None:

@@ -26,7 +26,8 @@ def language_chart(groups: Sequence[Group]) -> Chart:
 
 def duration_chart(groups: Sequence[Group]) -> Chart:
     """Error rate by the length of recordings; `groups` are of one measure."""
-    return _rates(f"{groups[0].measure} by duration", "duration", groups, [group.name for group in groups])
+    names = [group.name.rpartition(" to ")[2].replace("over ", ">") for group in groups]  # short, for a phone
+    return _rates(f"{groups[0].measure} by duration", "duration up to", groups, names)
 
 
 def calibration_chart(calibration: Calibration) -> Chart:

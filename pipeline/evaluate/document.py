@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.evaluate.compare import Comparison, Contrast
 from pipeline.evaluate.scores import Evaluation, Group, Scored
 from pipeline.evaluate.stats import RESAMPLES
-from pipeline.metrics import Edit, ErrorCounts
+from pipeline.metrics import Edit
 
 _CONTEXT_WORDS = 3  # that are right, on either side of an error
 _MAX_EDITS = 40  # of one item
@@ -136,8 +136,7 @@ def rate_or_none(rate: float) -> float | None:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    found = asdict(group)
-    return found | {"counts": _counts(group.counts), "rate": rate_or_none(group.counts.rate)}
+    return asdict(group) | {"rate": rate_or_none(group.counts.rate)}
 
 
 def _item(scored: Scored) -> dict[str, Any]:
@@ -149,13 +148,9 @@ def _item(scored: Scored) -> dict[str, Any]:
         "duration_s": item.duration_s,
         "status": item.status,
         "measure": scored.measure,
-        "counts": _counts(scored.counts),
+        "counts": asdict(scored.counts),
         "rate": rate_or_none(scored.counts.rate),
     }
-
-
-def _counts(counts: ErrorCounts) -> dict[str, int]:
-    return asdict(counts)
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

@@ -98,6 +98,13 @@ def _short(number: int) -> Item:
     return Item(f"short {number}", "red", "red", "English")
 
 
+def test_durations_are_named_by_their_upper_edge() -> None:
+    items = [Item(str(s), "red", "tan", "English", duration_s=s) for s in (1.0, 59.0, 100.0, 999.0)]
+    chart = charts.duration_chart(evaluate(System("s", items, [])).durations)
+    assert [tick.label for tick in chart.x_ticks] == ["2 s", "60 s", "5 min", ">5 min"]
+    assert [bar.title.partition(":")[0] for bar in chart.bars] == ["0 to 2 s", "30 to 60 s", "1 to 5 min", "over 5 min"]
+
+
 def test_names_of_many_languages_are_codes() -> None:
     names = ("English", "German", "French", "Thai", "Hindi", "Dutch", "Polish", "Czech", "Vietnamese")
     evaluation = evaluate(System("many", [Item(name, "a", "b", name) for name in names], []))
