@@ -203,7 +203,8 @@ def demo(
 
         config = job.config(out, model)
         code = main_job.run(config, console)
-        job.show(config, Console())
+        if code != EXIT_UNFINISHED:
+            job.show(config, Console())
     raise typer.Exit(code)
 
 
