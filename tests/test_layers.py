@@ -28,7 +28,7 @@ LAYERS = (
     ("pipeline.engine",),
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
     ("pipeline.progress", "pipeline.observe", "pipeline.summary"),
-    ("pipeline.report",),
+    ("pipeline.report", "pipeline.distill"),
     ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
@@ -47,7 +47,14 @@ LAYERS = (
     ),
     ("jobs.cli",),
 )
-PACKAGES = ("pipeline.sources", "pipeline.engine", "pipeline.embedded", "pipeline.report", "pipeline.evaluate")
+PACKAGES = (
+    "pipeline.sources",
+    "pipeline.engine",
+    "pipeline.embedded",
+    "pipeline.report",
+    "pipeline.evaluate",
+    "pipeline.distill",
+)
 SIBLINGS = {
     ("pipeline.listing", "pipeline.storage"),
     ("pipeline.storage", "pipeline.storage_errors"),

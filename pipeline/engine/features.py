@@ -18,23 +18,16 @@ _REACH = NUM_FFT // 2  # samples that a frame looks to either side
 _CACHED_FRAMES = 3000
 
 
-class AudioEncoder:
-    """Log-mel and audio tower. Each clip is what it would be alone: its end is mirrored as if nothing followed."""
+class ClipMel:
+    """Log-mel of clips, each as it would be alone: its end is mirrored as if nothing followed."""
 
-    def __init__(self, tower: Qwen3ASRAudioEncoder, device: torch.device, dtype: torch.dtype) -> None:
-        self._tower, self._device, self._dtype = tower, device, dtype
-        self._transformer = WindowGraphs() if device.type == "cuda" else transformer
-        self._mel = LogMel(tower.config.num_mel_bins).to(device)
-
-    @torch.inference_mode()
-    def __call__(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """int16 clips of 200 samples and more -> embeddings [B, L, output_dim] and, on the CPU, their numbers int64
-        [B]; rows beyond a clip's number are undefined."""
-        mel, num_frames = self.log_mel(audio)
-        return encode(self._tower, mel.to(self._dtype), num_frames, self._transformer)
+    def __init__(self, num_mels: int, device: torch.device) -> None:
+        self._mel = LogMel(num_mels).to(device)
+        self._device = device
 
     def log_mel(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """-> float32 [B, 128, T], zero after a clip's end, and int64 [B] frames, on the CPU."""
+        """int16 clips of 200 samples and more -> float32 [B, mels, T], zero after a clip's end, and int64 [B] frames,
+        on the CPU."""
         num_frames = torch.tensor([len(clip) // HOP for clip in audio])
         # on a CPU a few clips at a time, which its cache holds
         at_once = len(audio) if self._device.type == "cuda" else max(1, int(_CACHED_FRAMES // num_frames.max()))
@@ -51,3 +44,19 @@ class AudioEncoder:
         for row, clip in zip(padded, audio, strict=True):
             row[: len(clip) + 2 * _REACH] = np.pad(clip, _REACH, mode="reflect")
         return torch.from_numpy(padded).to(self._device, non_blocking=True).to(torch.float32) / 32768
+
+
+class AudioEncoder(ClipMel):
+    """Log-mel and audio tower."""
+
+    def __init__(self, tower: Qwen3ASRAudioEncoder, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(tower.config.num_mel_bins, device)
+        self._tower, self._dtype = tower, dtype
+        self._transformer = WindowGraphs() if device.type == "cuda" else transformer
+
+    @torch.inference_mode()
+    def __call__(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """int16 clips of 200 samples and more -> embeddings [B, L, output_dim] and, on the CPU, their numbers int64
+        [B]; rows beyond a clip's number are undefined."""
+        mel, num_frames = self.log_mel(audio)
+        return encode(self._tower, mel.to(self._dtype), num_frames, self._transformer)

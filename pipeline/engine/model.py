@@ -221,4 +221,9 @@ def _require_all(model: nn.Module, names: set[str], model_id: str) -> None:
 
 def audio_of(segments: Sequence[Segment]) -> list[np.ndarray]:
     """int16 PCM of each, padded to MIN_SAMPLES."""
-    return [np.pad(segment.pcm, (0, max(0, MIN_SAMPLES - len(segment.pcm)))) for segment in segments]
+    return [padded(segment.pcm) for segment in segments]
+
+
+def padded(pcm: np.ndarray) -> np.ndarray:
+    """At least MIN_SAMPLES of it, with zeros behind."""
+    return np.pad(pcm, (0, max(0, MIN_SAMPLES - len(pcm))))

@@ -7,7 +7,6 @@ They are drawn by scores that follow from their unit's name: the same output sho
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +35,7 @@ from pipeline.report.tally import (
     Tally,
     kinds_of,
 )
+from pipeline.sources.sample import IN_PARQUET, IN_TAR
 from pipeline.summary import Summary, summarize_records
 from pipeline.units import UnitKey
 
@@ -43,8 +43,6 @@ _SHOWN = [*TALLIED, "recording_id", "audio_filepath", "channel", "offset", "text
 _SLOWEST = 10
 _READERS = 16
 _READ_AHEAD = 64  # units in memory at once, some kilobytes each
-_IN_TAR = re.compile(r"(.+\.(?:tar|tar\.gz|tgz))/", re.IGNORECASE | re.DOTALL)
-_IN_PARQUET = re.compile(r"(.+)#\d+(?:/[^/]*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +196,7 @@ def shard_name(audio_filepaths: Sequence[str]) -> str:
     if not audio_filepaths:
         return "(no recordings)"
     first = audio_filepaths[0]
-    inside = _IN_TAR.match(first) or _IN_PARQUET.fullmatch(first)
+    inside = IN_TAR.match(first) or IN_PARQUET.fullmatch(first)
     if inside:
         return inside[1]
     return first if len(audio_filepaths) == 1 else f"{first} and others"

@@ -40,7 +40,9 @@ class _Line:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
+    """A line; its `audio_filepath` may be relative to the manifest's folder."""
+
     audio_filepath: str
     offset_s: float
     duration_s: float | None
@@ -77,6 +79,16 @@ def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
             )
         unzipped.seek(start)
         yield from _samples(url, _lines(unzipped, number, start, start + num_bytes), options)
+
+
+def entries(url: str, options: storage.Options) -> Iterator[tuple[int, Entry]]:
+    """Every line's number, from 1, and its entry. Raises ConfigError for a line that is none."""
+    with _readable(url), storage.open_read(url, options) as file:
+        for line in _lines(_unzipped(file)):
+            try:
+                yield line.number, _parse(line.text)
+            except ValueError as error:
+                raise ConfigError(f"{url}:{line.number} {error}") from error
 
 
 def _samples(url: str, lines: Iterable[_Line], options: storage.Options) -> Iterator[Sample]:
@@ -121,7 +133,7 @@ def _timed(lines: Iterable[_Line]) -> Iterator[tuple[float, _Line]]:
         yield UNKNOWN_S if seconds is None else seconds, line
 
 
-def _parse(text: bytes) -> _Entry:
+def _parse(text: bytes) -> Entry:
     """Raises ValueError with what is wrong with the line."""
     try:
         fields = json.loads(text.decode("utf-8-sig"))
@@ -135,7 +147,7 @@ def _parse(text: bytes) -> _Entry:
     if "\0" in path or printable(path) != path:
         raise ValueError("has an audio_filepath with characters that no name has")
     language = text_or_none(fields.get("language")) or text_or_none(fields.get("lang"))
-    return _Entry(
+    return Entry(
         path,
         _seconds(fields, "offset") or 0.0,
         _seconds(fields, "duration"),
@@ -153,7 +165,7 @@ def _seconds(fields: dict[str, Any], key: str) -> float | None:
     return float(value)
 
 
-def _stretch(entry: _Entry) -> str:
+def _stretch(entry: Entry) -> str:
     if not entry.offset_s and entry.duration_s is None:
         return ""
     end = "" if entry.duration_s is None else _plain(entry.offset_s + entry.duration_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ AUDIO_SUFFIXES = frozenset(_AUDIO.split())
 SIDECAR_SUFFIXES = ("json", "txt", "lang")
 """Files that say something about the recording beside them; a later one overrides what an earlier one said."""
 
+IN_TAR = re.compile(r"(.+\.(?:tar|tar\.gz|tgz))/", re.IGNORECASE | re.DOTALL)
+IN_PARQUET = re.compile(r"(.+)#\d+(?:/[^/]*)?", re.DOTALL)
+"""The file that an `audio_filepath` lies in, where it is a member or a row of one."""
+
 _TEXT_KEYS = ("text", "transcript", "transcription", "sentence")
 _LANGUAGE_KEYS = ("language", "lang")
 _log = logging.getLogger(__name__)
@@ -30,8 +35,8 @@ class Sample:
 
     `recording_id` is unique in the run; `audio_filepath` is its full name (a path or URL, `<tar>/<member>`,
     `<parquet>#<row>`). `estimated_s` decides which unit it falls in and depends on names and sizes alone. `open` gives
-    its bytes as a local seekable file, and is valid until the source is asked for the next sample. `error` says why
-    there is nothing to open.
+    its bytes as a local seekable file, and is valid until the source is asked for the next sample. `place` is where
+    they lie in a tar, first and number, if they lie there as they are. `error` says why there is nothing to open.
     """
 
     recording_id: str
@@ -42,6 +47,7 @@ class Sample:
     language: str | None = None
     offset_s: float = 0.0
     duration_s: float | None = None
+    place: tuple[int, int] | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class _Member:
     num_bytes: int
     open: Callable[[], BinaryIO] | None
     error: str | None = None
+    start: int | None = None  # its first byte in the tar, where its bytes are all there in a row
 
     @property
     def key(self) -> str:
@@ -138,6 +139,7 @@ def _key_samples(url: str, key: str, members: list[_Member], ids: UniqueIds) -> 
             open=member.open,
             text_ref=text,
             language=language,
+            place=None if member.start is None else (member.start, member.num_bytes),
             error=member.error,
         )
 
@@ -180,7 +182,8 @@ def _archive_members(file: BinaryIO, can_seek: bool, local: bool) -> Iterator[_M
             limit = f"{_MAX_SPOOLED_BYTES >> 30} GiB are unpacked from a compressed, sparse or remote one"
             yield _Member(info.name, 0, None, f"too_large: {info.size / 2**30:.1f} GiB; up to {limit}")
             continue
-        yield _Member(info.name, info.size, _opener(archive, info, can_seek, local))
+        start = info.offset_data if can_seek and not info.issparse() else None
+        yield _Member(info.name, info.size, _opener(archive, info, can_seek, local), start=start)
 
 
 def _stored_bytes(info: tarfile.TarInfo) -> int:
