@@ -223,6 +223,27 @@ def pack(
         job.run(model, out, Console())
 
 
+@app.command(
+    epilog=EXAMPLES + "shardscribe quantize conf/quantize.yaml\n\n"
+    "shardscribe quantize conf/quantize.yaml --set model=Qwen/Qwen3-ASR-0.6B --set output=models/int4 "
+    "--set 'calibration.sources=[labels/out]'"
+)
+def quantize(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/quantize.yaml is a complete one.")],
+    overrides: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Quantize a checkpoint to INT4 with ModelOpt's AWQ, calibrated on speech of every language, and write its card."""
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        from pipeline.distill.config import QuantizeConfig
+
+        config = load_config(QuantizeConfig, conf, overrides or [])
+        from jobs import quantize as job
+
+        job.run(config, console)
+
+
 @app.command(epilog=EXAMPLES + "shardscribe bench\n\nshardscribe bench 0.6b --clips 48 --out bench.json")
 def bench(
     figures: Annotated[

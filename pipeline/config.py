@@ -30,6 +30,9 @@ from pipeline import redact
 Model = TypeVar("Model", bound=BaseModel)
 
 
+Quantization = Literal["none", "int4", "fake_quant"]
+
+
 class ConfigError(ValueError):
     """A mistake of the user's in a configuration; the message is all that they need, and holds no secret."""
 
@@ -37,11 +40,11 @@ class ConfigError(ValueError):
         super().__init__(redact.text(message))
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """One place to read audio from. `path` may hold globs (`*`, `**`, `?`) and brace ranges (`{00000..00127}`)."""
 
     path: str
@@ -55,15 +58,15 @@ def _as_input(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-class AudioConfig(_Section):
+class AudioConfig(Section):
     channels: Literal["mix", "split"] = "mix"  # split: one recording a channel, as call archives need
 
 
-class UnitsConfig(_Section):
+class UnitsConfig(Section):
     target_s: float = Field(1800.0, gt=0)  # estimated audio of one unit; the cap in decoded audio is twice this
 
 
-class SegmentationConfig(_Section):
+class SegmentationConfig(Section):
     policy: Literal["sentence", "pause", "fixed"] = "pause"
     fixed_s: float = Field(16.0, gt=0, le=1200)  # fixed: the length of every window
     # pause: a window is cut at its longest pause between min_s and max_s. sentence: it is decoded up to a pause before
@@ -81,7 +84,7 @@ class SegmentationConfig(_Section):
         return self
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     name: Literal["offline", "reference"] = "offline"
     model: str = "embedded/student"  # a Hub id, a local folder, or embedded/student, embedded/teacher
     revision: str | None = None  # of a Hub id: branch, tag or commit
@@ -91,9 +94,9 @@ class EngineConfig(_Section):
     trust_input_language: bool = False  # force the language that the input names for a recording
     context: str = ""  # hotwords, in the system prompt
     attention: Literal["windowed", "published"] = "windowed"  # published: full attention under SDPA, as qwen-asr runs
-    quantization: Literal["none", "int4"] = (
-        "none"  # int4: of a checkpoint that is quantized; see pipeline/engine/quantized
-    )
+    # int4: of a checkpoint that is quantized (pipeline/engine/quantized); fake_quant: what ModelOpt's fake quantization
+    # of any width computes, at full size, to compare formats (pipeline/engine/fake_quant)
+    quantization: Quantization = "none"
     lm_head: Literal["full", "int8"] = "full"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     top_logprobs: int = Field(0, ge=0, le=64)  # likeliest tokens at every place, for distillation; 0: none
@@ -126,7 +129,7 @@ ENGINE_SPEED_KEYS = {
 """Keys of `EngineConfig` that change no row."""
 
 
-class LabelsConfig(_Section):
+class LabelsConfig(Section):
     """Thresholds of the filters; a row that one of them catches is kept and marked (`keep`, `filter_reasons`)."""
 
     min_avg_logprob: float | None = -1.0
@@ -135,7 +138,7 @@ class LabelsConfig(_Section):
     min_speech_ratio: float | None = None
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """Where the job runs and how much of the cluster it takes. Nothing here changes a transcript."""
 
     address: str | None = None  # null: a local Ray; "auto": the cluster of this node; "ray://host:10001"
@@ -148,7 +151,7 @@ class RayConfig(_Section):
     object_store_bytes: PositiveInt | None = None  # of a local Ray
 
 
-class RetryConfig(_Section):
+class RetryConfig(Section):
     """How a request to a remote store is made again when it fails for what may pass: no answer, a broken one, 5xx, 429.
 
     The wait before try n is drawn between 0 and `first_wait_s * 2**(n - 2)`: with the defaults the last try comes after
@@ -161,7 +164,7 @@ class RetryConfig(_Section):
     timeout_s: float = Field(60.0, gt=0)  # s3, http: without a byte; an upload has a second more for every 100 kB
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """fsspec options by protocol: `{s3: {endpoint_url: ..., anon: true}}`. Credentials belong in the environment."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -186,7 +189,7 @@ class StorageConfig(_Section):
         return options
 
 
-class TranscribeConfig(_Section):
+class TranscribeConfig(Section):
     inputs: Annotated[list[Annotated[InputConfig, BeforeValidator(_as_input)]], Field(min_length=1)]
     output: str
     audio: AudioConfig = AudioConfig()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from pipeline.config import TranscribeConfig, load_config
+from pipeline.distill.config import QuantizeConfig, SamplesConfig
 from tests.conftest import make_config, write_tar
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ def test_transcribe_then_status(conf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    load_config(TranscribeConfig, path)
+    load_config(QuantizeConfig if path.name.startswith("quantize") else TranscribeConfig, path)
 
 
 def test_the_complete_configuration_names_every_key_with_its_default() -> None:
@@ -104,6 +105,13 @@ def test_the_complete_configuration_names_every_key_with_its_default() -> None:
     defaults = TranscribeConfig(inputs=written["inputs"], output=written["output"]).model_dump(mode="json")
     defaults["inputs"] = written["inputs"]
     assert written == defaults
+
+
+def test_the_complete_configuration_of_quantize_names_every_key_with_its_default() -> None:
+    written = yaml.safe_load((ROOT / "conf" / "quantize.yaml").read_text())
+    named = {key: written[key] for key in ("output", "calibration")}
+    default = QuantizeConfig.model_validate(named).model_dump(mode="json")
+    assert written == default and written["calibration"].keys() == SamplesConfig.model_fields.keys()
 
 
 def test_models_lists_the_family_with_its_card() -> None:

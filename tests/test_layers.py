@@ -42,6 +42,7 @@ LAYERS = (
         "jobs.family",
         "jobs.submit",
         "jobs.pack",
+        "jobs.quantize",
         "jobs.bench_pipeline",
         "jobs.bench",
     ),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import requests
 from huggingface_hub import snapshot_download
@@ -20,8 +20,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from pipeline.config import Quantization
+
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 MODEL_TYPE = "qwen3_asr"
+_ALIGNER = "engine.aligner"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 _FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors", "modelopt_state.pth"]
 INT4_FILES = ("modelopt_state.pth", "hf_quant_config.json", "shardscribe_int4.json")
@@ -49,17 +52,17 @@ class Checkpoint:
 def resolve(
     model: str,
     revision: str | None = None,
-    key: Literal["engine.model", "engine.aligner"] = "engine.model",
-    quantization: Literal["none", "int4"] = "none",
+    key: str = "engine.model",
+    quantization: Quantization = "none",
 ) -> Checkpoint:
     """Find `model` and check it: `embedded/NAME`, else a local folder, else a Hub id (at a branch, tag or commit).
 
-    `key` is the key of the configuration that names it; an aligner has no end tokens. A quantized checkpoint is refused
-    unless `quantization` is that; whether it is one is for `quantized.read`. A Hub snapshot in the local cache
-    is enough when the Hub cannot be reached. Raises CheckpointError.
+    `key` is the key of the configuration that names it; under engine.aligner it has to be an aligner, which has no end
+    tokens. A quantized checkpoint is refused where `quantization` is none; whether it is one is for `quantized.read`. A
+    Hub snapshot in the local cache is enough when the Hub cannot be reached. Raises CheckpointError.
     """
     if model.startswith("embedded/"):
-        path, commit = _embedded(model), None
+        path, commit = _embedded(model, key), None
     elif Path(model).expanduser().is_dir():
         path, commit = Path(model).expanduser().resolve(), None
     elif _HUB_ID.fullmatch(model):
@@ -70,13 +73,13 @@ def resolve(
             f"{key}: {model!r} is no folder on this machine and no Hub id (ORG/NAME); {_embedded_names()}"
         )
     if commit is None and revision is not None:
-        name = "engine.revision" if key == "engine.model" else "engine.aligner_revision"
+        name = "engine.aligner_revision" if key == _ALIGNER else f"{key.removesuffix('model')}revision"
         raise CheckpointError(f"{name}: {revision!r} is for Hub ids; {model!r} is a folder, remove the key")
     eos_token_ids = _validate(path, key, quantization)
     return Checkpoint(path, model, commit or content_hash(path), eos_token_ids)
 
 
-def folder_revision(model: str, quantization: Literal["none", "int4"] = "none") -> str | None:
+def folder_revision(model: str, quantization: Quantization = "none") -> str | None:
     """The revision of a checkpoint in a folder (or embedded), validated; None for a Hub id, which is not fetched.
 
     Raises CheckpointError.
@@ -110,10 +113,10 @@ def weight_names(path: Path) -> set[str]:
     return {name for file in weight_files(path) for name in _header(file) if name != "__metadata__"}
 
 
-def _embedded(model: str) -> Path:
+def _embedded(model: str, key: str) -> Path:
     path = EMBEDDED_FOLDER / model.removeprefix("embedded/")
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"engine.model: there is no {model!r}; {_embedded_names()}")
+        raise CheckpointError(f"{key}: there is no {model!r}; {_embedded_names()}")
     return path
 
 
@@ -157,11 +160,11 @@ def _validate(path: Path, key: str, quantization: str) -> tuple[int, ...]:
         raise CheckpointError(f"{path} is a {model_type} checkpoint; Shardscribe runs {MODEL_TYPE}")
     thinker = config.get("thinker_config", {})
     is_aligner = "forced_aligner" in str(thinker.get("model_type", ""))
-    if is_aligner and key == "engine.model":
+    if is_aligner and key != _ALIGNER:
         raise CheckpointError(
             f"{path} is a {thinker['model_type']} checkpoint, which writes no text: it goes under engine.aligner"
         )
-    if not is_aligner and key == "engine.aligner":
+    if not is_aligner and key == _ALIGNER:
         raise CheckpointError(f"{path} is no forced aligner; engine.aligner takes Qwen/Qwen3-ForcedAligner-0.6B")
     for file in weight_files(path):
         _check_complete(file)
@@ -173,17 +176,23 @@ def _validate(path: Path, key: str, quantization: str) -> tuple[int, ...]:
 
 def _require_unquantized(path: Path, config: dict[str, Any]) -> None:
     """An INT4 checkpoint, run as if it were none, would give wrong texts without a word."""
+    if sign := sign_of_quantization(path, config):
+        raise CheckpointError(
+            f"{path} is quantized ({sign}); without engine.quantization: int4 it would run unquantized. Set that, or "
+            "use the unquantized checkpoint"
+        )
+
+
+def sign_of_quantization(path: Path, config: dict[str, Any] | None = None) -> str | None:
+    """What tells of a folder that its weights are quantized; None for one that is not."""
+    config = config or _read_json(path / "config.json")
     signs = [name for name in INT4_FILES if (path / name).exists()]
     if "quantization_config" in config:
         signs.append(
             f"config.json: quantization_config: {config['quantization_config'].get('quant_method', 'unknown')}"
         )
     signs += sorted(name for name in weight_names(path) if re.search(r"quantizer|weight_scale|qweight|int4_", name))
-    if signs:
-        raise CheckpointError(
-            f"{path} is quantized ({signs[0]}); without engine.quantization: int4 it would run unquantized. Set that, "
-            "or use the unquantized checkpoint"
-        )
+    return signs[0] if signs else None
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -19,15 +19,16 @@ from qwen_asr.inference.utils import (
     normalize_language_name,
     parse_asr_output,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from pipeline.config import EngineConfig
 from pipeline.engine.base import EngineFailure, EngineInfo, Result
 from pipeline.engine.checkpoint import Checkpoint, CheckpointError, resolve, weight_names
+from pipeline.engine.fake_quant import read_fake_quant
 from pipeline.engine.int4 import Int4Weight
 from pipeline.engine.int8 import Int8Head
-from pipeline.engine.quantized import Quantized, read
+from pipeline.engine.quantized import read
 from pipeline.engine.tokens import token_ends
 from pipeline.schema import SAMPLE_RATE_HZ, Hypothesis, Segment
 
@@ -125,11 +126,19 @@ def load_model(config: EngineConfig) -> LoadedModel:
         config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     )
     dtype = _dtype(config, device)
-    if config.quantization == "int4":
-        quantized = read(checkpoint.path)
-        wrapper, int4 = _build_int4(checkpoint, quantized, dtype), quantized.linears
-    else:
-        wrapper, int4 = _build(checkpoint, dtype), {}
+    int4: Mapping[str, Int4Weight] = {}
+    quantization: str = config.quantization
+    match config.quantization:
+        case "int4":
+            quantized = read(checkpoint.path)
+            int4 = quantized.linears
+            wrapper = _build_from(checkpoint, quantized.others, int4, dtype)
+        case "fake_quant":
+            fake = read_fake_quant(checkpoint.path)
+            quantization = f"fake-{fake.numbers}"
+            wrapper = _build_from(checkpoint, fake.tensors, (), dtype)
+        case "none":
+            wrapper = build(checkpoint, dtype)
     model: Qwen3ASRForConditionalGeneration = wrapper.model
     model.to(device).eval()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -137,7 +146,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         engine=config.name,
         model_id=checkpoint.model_id,
         model_revision=checkpoint.revision,
-        quantization=config.quantization + ("+int8-head" if config.lm_head == "int8" else ""),
+        quantization=quantization + ("+int8-head" if config.lm_head == "int8" else ""),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         attention=config.attention,
@@ -178,7 +187,8 @@ def _bfloat16_is_fast() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3ASRModel:
+def build(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3ASRModel:
+    """qwen-asr's model as transformers loads it. Raises CheckpointError when the file lacks weights of it."""
     wrapper = Qwen3ASRModel.from_pretrained(
         str(checkpoint.path),
         dtype=dtype,
@@ -190,15 +200,17 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen3ASRModel:
     return wrapper
 
 
-def _build_int4(checkpoint: Checkpoint, quantized: Quantized, dtype: torch.dtype) -> Qwen3ASRModel:
-    """The model, in which the weights of quantized layers are empty."""
+def _build_from(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], empty: Collection[str], dtype: torch.dtype
+) -> Qwen3ASRModel:
+    """The model with these tensors, in which the weights of the layers `empty` have no elements."""
     config = AutoConfig.from_pretrained(str(checkpoint.path))
     config._attn_implementation = "sdpa"
     model = Qwen3ASRForConditionalGeneration(config).to(dtype)
-    for name in quantized.linears:
+    for name in empty:
         model.get_submodule(name).weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-    missing = model.load_state_dict(quantized.others, strict=False).missing_keys
-    names = set(model.state_dict()) - set(missing) | {f"{name}.weight" for name in quantized.linears}
+    missing = model.load_state_dict(tensors, strict=False).missing_keys
+    names = set(model.state_dict()) - set(missing) | {f"{name}.weight" for name in empty}
     _require_all(model, names, checkpoint.model_id)
     model.tie_weights()
     model.generation_config = _generation_config(checkpoint)

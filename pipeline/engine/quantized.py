@@ -30,7 +30,6 @@ from pipeline.engine.int4 import Int4Weight
 Form = Literal["fake_quant", "export", "packed"]
 _FILES: dict[str, Form] = dict(zip(INT4_FILES, ("fake_quant", "export", "packed"), strict=True))
 PACKED_FILE = INT4_FILES[2]
-_BOUND = 7.0  # amax is what +7 stands for
 _SMALLEST_AMAX = 2.0**-24  # at and below it ModelOpt takes a group for zeros
 
 
@@ -56,17 +55,12 @@ def read(path: Path) -> Quantized:
             f"{path} is no INT4 checkpoint: it has none of {', '.join(sorted(_FILES))}. Set engine.quantization: none, "
             "or name a quantized checkpoint"
         )
-    tensors = {name: tensor for file in weight_files(path) for name, tensor in _tensors(file)}
+    tensors = read_tensors(path)
     readers = {"fake_quant": _read_fake_quant, "export": _read_export, "packed": _read_packed}
     linears = readers[form](path, tensors)  # takes what it uses out of `tensors`
     if not linears:
         raise CheckpointError(f"{path} has {_file_of(form)} and no quantized layer")
-    odd = sorted(name for name in tensors if re.search(r"quantizer|weight_scale|pre_quant_scale|int4_", name))
-    if odd:
-        raise CheckpointError(
-            f"{path}: {len(odd)} tensors of quantizers belong to no layer that is quantized by {_file_of(form)}, such "
-            f"as {odd[0]}. Weights and state are not of one checkpoint: copy both again"
-        )
+    refuse_leftovers(path, tensors, _file_of(form))
     if half := sorted(name for name in linears if re.search(r"audio_tower|lm_head", name)):
         raise CheckpointError(
             f"{path}: {half[0]} is quantized; Shardscribe runs audio tower and lm_head in 16 bit. Quantize without them"
@@ -94,6 +88,21 @@ def write_packed(quantized: Quantized, source: Path, target: Path) -> None:
     (target / PACKED_FILE).write_text(json.dumps(about, indent=2))
 
 
+def refuse_leftovers(path: Path, tensors: Mapping[str, Tensor], state: str) -> None:
+    """Raises CheckpointError when tensors of quantizers are left that no layer has taken by the file `state`."""
+    odd = sorted(name for name in tensors if re.search(r"quantizer|weight_scale|pre_quant_scale|int4_", name))
+    if odd:
+        raise CheckpointError(
+            f"{path}: {len(odd)} tensors of quantizers belong to no layer that is quantized by {state}, such as "
+            f"{odd[0]}. Weights and state are not of one checkpoint: copy both again"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name."""
+    return {name: tensor for file in weight_files(path) for name, tensor in _tensors(file)}
+
+
 def _file_of(form: Form) -> str:
     return next(name for name, its in _FILES.items() if its == form)
 
@@ -105,7 +114,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _named(path: Path, name: str) -> Iterator[None]:
+def named(path: Path, name: str) -> Iterator[None]:
     """A layer that is not as it should be is told by its name."""
     try:
         yield
@@ -113,7 +122,7 @@ def _named(path: Path, name: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: {name}: {error}") from error
 
 
-def _taken(tensors: dict[str, Tensor], name: str) -> Tensor:
+def taken(tensors: dict[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise ValueError(f"{name.rpartition('.')[2]} is missing in the weights")
     return tensors.pop(name)
@@ -129,8 +138,8 @@ def _read_packed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Int4Weight
         )
     linears = {}
     for name in names:
-        with _named(path, name):
-            quants, scales = _taken(tensors, f"{name}.int4_quants"), _taken(tensors, f"{name}.int4_scales")
+        with named(path, name):
+            quants, scales = taken(tensors, f"{name}.int4_quants"), taken(tensors, f"{name}.int4_scales")
             weight = Int4Weight(quants, scales, tensors.pop(f"{name}.int4_pre_scale", None))
             _check_shapes(weight)
             linears[name] = weight
@@ -146,8 +155,8 @@ def _read_export(path: Path, tensors: dict[str, Tensor]) -> dict[str, Int4Weight
     names = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
     linears = {}
     for name in names:
-        with _named(path, name):
-            pairs, scales = _taken(tensors, f"{name}.weight"), _taken(tensors, f"{name}.weight_scale")
+        with named(path, name):
+            pairs, scales = taken(tensors, f"{name}.weight"), taken(tensors, f"{name}.weight_scale")
             if pairs.dtype != torch.uint8:
                 raise ValueError(f"its weight is {pairs.dtype}, not two 4-bit integers in a byte")
             nibbles = torch.stack([pairs & 15, pairs >> 4], dim=1).flatten(0, 1).to(torch.int8)  # even outputs are low
@@ -162,20 +171,31 @@ def _read_export(path: Path, tensors: dict[str, Tensor]) -> dict[str, Int4Weight
 
 def _read_fake_quant(path: Path, tensors: dict[str, Tensor]) -> dict[str, Int4Weight]:
     linears = {}
-    for name, quantizer in _quantizers(path).items():
-        if quantizer.get("_disabled", True) or not name.endswith(".weight_quantizer"):
-            if not quantizer.get("_disabled", True):
-                raise CheckpointError(
-                    f"{path}: {name} is enabled; Shardscribe runs weights in 4 bits and nothing else quantized"
-                )
-            continue
-        linear = name.removesuffix(".weight_quantizer")
-        with _named(path, linear):
+    for linear, quantizer in weight_quantizers(path).items():
+        with named(path, linear):
             group = _group_of(quantizer)
-            weight, amax = _taken(tensors, f"{linear}.weight"), _taken(tensors, f"{name}._amax")
-            pre_scale = tensors.pop(f"{linear}.input_quantizer._pre_quant_scale", None)
+            weight, amax, pre_scale = take_fake_quant(tensors, linear)
             linears[linear] = fitted(weight, amax, group, pre_scale)
     return linears
+
+
+def take_fake_quant(tensors: dict[str, Tensor], linear: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A layer's weight, its quantizer's largest magnitudes, and the scale of its inputs where there is one."""
+    weight, amax = taken(tensors, f"{linear}.weight"), taken(tensors, f"{linear}.weight_quantizer._amax")
+    return weight, amax, tensors.pop(f"{linear}.input_quantizer._pre_quant_scale", None)
+
+
+def weight_quantizers(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The state of every weight's quantizer by the name of its layer. Raises CheckpointError when anything else is
+    quantized."""
+    found = {}
+    for name, quantizer in _quantizers(path).items():
+        if quantizer.get("_disabled", True):
+            continue
+        if not name.endswith(".weight_quantizer"):
+            raise CheckpointError(f"{path}: {name} is enabled; Shardscribe runs quantized weights and nothing else")
+        found[name.removesuffix(".weight_quantizer")] = quantizer
+    return found
 
 
 def _quantizers(path: Path) -> Mapping[str, Any]:
@@ -207,7 +227,8 @@ def _group_of(quantizer: Mapping[str, Any]) -> int:
     if found != wanted or -1 not in blocks:
         differing = ", ".join(f"{name} {value}" for name, value in found.items() if value != wanted[name])
         raise ValueError(
-            f"its quantizer has {differing or 'no groups of inputs'}; INT4 is symmetric and in static groups"
+            f"its quantizer has {differing or 'no groups of inputs'}; INT4 is symmetric and in static groups. "
+            "engine.quantization: fake_quant runs others, to compare"
         )
     return int(blocks[-1])
 
@@ -215,15 +236,21 @@ def _group_of(quantizer: Mapping[str, Any]) -> int:
 def fitted(weight: Tensor, amax: Tensor, group: int, pre_scale: Tensor | None = None) -> Int4Weight:
     """The integers that ModelOpt's fake quantization rounds `weight` [out, in] to; amax holds the largest magnitude of
     every group [out * in / group, 1]."""
+    return Int4Weight.of(*rounded(weight, amax, group, 4), pre_scale)
+
+
+def rounded(weight: Tensor, amax: Tensor, group: int, num_bits: int) -> tuple[Tensor, Tensor]:
+    """The same in any width up to 8 bits: int8 [out, in], and float32 scales [out, in / group]."""
     num_out, num_in = weight.shape
     if num_in % group or amax.numel() != num_out * num_in // group:
         raise ValueError(f"{amax.numel()} groups of {group} for a weight of {num_out} x {num_in}")
+    bound = 2 ** (num_bits - 1) - 1  # what amax stands for
     amax = amax.float().reshape(num_out, num_in // group)
     is_zero = amax <= _SMALLEST_AMAX
-    steps = torch.where(is_zero, 0.0, _BOUND / amax)
+    steps = torch.where(is_zero, 0.0, bound / amax)
     grouped = weight.float().unflatten(1, (-1, group))
-    integers = (grouped * steps[:, :, None]).round().clamp(-8, 7).to(torch.int8).flatten(1)
-    return Int4Weight.of(integers, torch.where(is_zero, 1.0, 1.0 / steps), pre_scale)
+    integers = (grouped * steps[:, :, None]).round().clamp(-bound - 1, bound).to(torch.int8).flatten(1)
+    return integers, torch.where(is_zero, 1.0, 1.0 / steps)
 
 
 def _check_shapes(weight: Int4Weight) -> None:
