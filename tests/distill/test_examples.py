@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.distill.audio import Loader
 from pipeline.distill.examples import ExampleRef, read_examples
 from pipeline.schema import SAMPLE_RATE_HZ
-from pipeline.storage import StorageError
+from pipeline.storage import Options, StorageError
 from tests.distill.sources import HELDOUT, heldout, write_manifest
 from tests.engine.tiny import noise
 
@@ -149,6 +150,23 @@ def test_pseudo_labels_find_their_audio_wherever_it_was_read(output: Path, tiny_
         assert len(pcm) == round(ref.duration_s * SAMPLE_RATE_HZ)
     assert num_long >= 3 * 2 * 3 + 2, "from tar, Parquet and file, two channels, at least three segments; a manifest"
     assert sum(ref.audio.endswith("x.tar/short.wav") for ref in refs) == 2
+
+
+def test_examples_on_s3(inputs: Path, s3_options: Options) -> None:
+    fs = fsspec.filesystem("s3", **s3_options["s3"])
+    fs.mkdir("speech")
+    for name in ("x.tar", "files/short.wav", "x.parquet"):
+        fs.put_file(str(inputs / name), f"speech/{name}")
+    names = ["x.tar/short.wav", "files/short.wav", "s3://speech/x.parquet#1/short.wav"]
+    lines = "".join(json.dumps(line(name, offset=0.5, duration=1.0)) + "\n" for name in names)
+    fs.pipe_file("speech/m.jsonl", lines.encode())
+    loader = Loader(s3_options)
+    for ref in read_examples(["s3://speech/m.jsonl"], s3_options):
+        ref = replace(ref, audio_columns=("speech",))
+        assert np.array_equal(loader.load(ref).pcm, noise(2.0, 3)[8000:24000])
+    fs.rm_file("speech/files/short.wav")
+    with pytest.raises(StorageError, match=r"m.jsonl#2: s3://speech/files/short.wav: no such file"):
+        Loader(s3_options).load(read_examples(["s3://speech/m.jsonl"], s3_options)[1])
 
 
 def test_only_rows_to_keep_are_read(output: Path, tmp_path: Path) -> None:
