@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -73,7 +73,8 @@ def commit_unit(
         "errors": errors,
         "audio_s_by_language": _audio_by_language(unit.segments),
         "engine": unit.engine,
-        "config": config.model_dump(mode="json", include={"audio", "segmentation", "engine", "labels"}),
+        "agree_with": unit.agree_with,
+        "config": config.model_dump(mode="json", include={"audio", "segmentation", "engine", "agree_with", "labels"}),
         "versions": {name: version(name) for name in VERSIONED},
     }
     before = retry.num_retries()
@@ -106,13 +107,9 @@ def _row(segment: TranscribedSegment, label: Labels) -> dict[str, Any]:
         "text_ref": segment.text_ref,
         "language_ref": segment.language_ref,
         "speech_ratio": segment.speech_ratio,
-        "avg_logprob": label.avg_logprob,
-        "compression_ratio": label.compression_ratio,
-        "char_rate": label.char_rate,
-        "status": label.status,
         "error": segment.error,
         "keep": label.keep,
-        "filter_reasons": label.filter_reasons,
+        **{each.name: getattr(label, each.name) for each in fields(label)},
     }
     if hypothesis is not None:
         row |= {

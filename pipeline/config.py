@@ -17,7 +17,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -26,6 +25,8 @@ from pydantic import (
 )
 
 from pipeline import redact
+from pipeline.labels_config import LabelsConfig, TeacherLabelsConfig
+from pipeline.section import Section
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,10 +39,6 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(redact.text(message))
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputConfig(Section):
@@ -122,20 +119,15 @@ class EngineConfig(Section):
         return self
 
 
+class TeacherConfig(EngineConfig):
+    model: str = "embedded/teacher"
+
+
 ENGINE_SPEED_KEYS = {
     "device", "threads", "batch_size", "batch_audio_s", "slots", "memory_share", "prefill_tokens", "look_ahead",
     "stall_timeout_s",
 }  # fmt: skip
 """Keys of `EngineConfig` that change no row."""
-
-
-class LabelsConfig(Section):
-    """Thresholds of the filters; a row that one of them catches is kept and marked (`keep`, `filter_reasons`)."""
-
-    min_avg_logprob: float | None = -1.0
-    max_compression_ratio: float | None = 2.4
-    max_char_rate: float | None = 40.0  # characters a second
-    min_speech_ratio: float | None = None
 
 
 class RayConfig(Section):
@@ -196,6 +188,7 @@ class TranscribeConfig(Section):
     units: UnitsConfig = UnitsConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     engine: EngineConfig = EngineConfig()
+    agree_with: EngineConfig | None = None  # a second model that hears every segment, in the same actors
     labels: LabelsConfig = LabelsConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
@@ -205,10 +198,23 @@ class TranscribeConfig(Section):
         is what only changes speed."""
         data = self.model_dump(
             mode="json",
-            include={"audio", "units", "segmentation", "engine", "labels"},
-            exclude={"engine": ENGINE_SPEED_KEYS},
+            include={"audio", "units", "segmentation", "engine", "agree_with", "labels"},
+            exclude={"engine": ENGINE_SPEED_KEYS, "agree_with": ENGINE_SPEED_KEYS},
         )
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @model_validator(mode="after")
+    def _one_aligner(self) -> TranscribeConfig:
+        if self.agree_with is not None and self.agree_with.aligner is not None:
+            raise ValueError("agree_with.aligner: only the text of the second model is used; word times are engine's")
+        return self
+
+
+class PseudolabelConfig(TranscribeConfig):
+    """The transcribe job with a teacher, and filters for what is to be trained on."""
+
+    engine: TeacherConfig = TeacherConfig()
+    labels: TeacherLabelsConfig = TeacherLabelsConfig()
 
 
 def load_config(model: type[Model], path: Path | None, overrides: Sequence[str] = ()) -> Model:

@@ -24,9 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import units
 from pipeline.attempts import Attempts, Ledger
 from pipeline.commit import Receipt, commit_unit
-from pipeline.config import RayConfig, TranscribeConfig
+from pipeline.config import EngineConfig, RayConfig, TranscribeConfig
 from pipeline.engine.checkpoint import CheckpointError
-from pipeline.label import label
+from pipeline.label import label_unit
 from pipeline.observe import EngineMetrics
 from pipeline.output import Output
 from pipeline.read import read_units
@@ -55,16 +55,23 @@ class SharedLedger:
 
 
 def transcribe(
-    splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str, attempts: Attempts
+    splits: Sequence[Split],
+    done: dict[str, Done],
+    config: TranscribeConfig,
+    run_id: str,
+    attempts: Attempts,
+    num_groups: int | None = None,
 ) -> Iterator[Receipt]:
-    """Work off `splits` on the connected Ray cluster, less what is `done`; yields a receipt per committed unit.
+    """Work off `splits`, or the first `num_groups` of each, on the connected Ray cluster, less what is `done`.
+
+    Yields a receipt per committed unit.
 
     An exception of a step ends the job and is raised here; what was committed stays. A read task that died over a
     recording may have lost a unit, as Ray takes what it gives the next time for what it gave before: compare names
     afterwards.
     """
     try:
-        yield from _receipts(dataset(splits, done, config, run_id, attempts))
+        yield from _receipts(dataset(splits, done, config, run_id, attempts, num_groups))
         return
     except RayTaskError as error:
         failure = _of_the_step(error)
@@ -88,7 +95,12 @@ def _of_the_step(error: RayTaskError) -> BaseException:
 
 
 def dataset(
-    splits: Sequence[Split], done: dict[str, Done], config: TranscribeConfig, run_id: str, attempts: Attempts
+    splits: Sequence[Split],
+    done: dict[str, Done],
+    config: TranscribeConfig,
+    run_id: str,
+    attempts: Attempts,
+    num_groups: int | None = None,
 ) -> ray.data.Dataset:
     """The steps from splits to receipts, not yet running."""
     places = Places.on_cluster(config.ray)
@@ -101,7 +113,7 @@ def dataset(
     return (
         ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         .map_batches(
-            _reader(config, attempts),
+            _reader(config, attempts, num_groups),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=1,
@@ -141,10 +153,13 @@ class Places:
         return cls(read_tasks, engines, num_gpus)
 
 
-def _reader(config: TranscribeConfig, attempts: Attempts) -> Callable[[pa.Table], Iterator[pa.Table]]:
+def _reader(
+    config: TranscribeConfig, attempts: Attempts, num_groups: int | None
+) -> Callable[[pa.Table], Iterator[pa.Table]]:
     def read_and_segment(table: pa.Table) -> Iterator[pa.Table]:
         for row in table.to_pylist():
-            for unit in read_units(Split.from_json(row["split"]), pickle.loads(row["done"]), config, attempts):
+            split, done = Split.from_json(row["split"]), pickle.loads(row["done"])
+            for unit in read_units(split, done, config, attempts, num_groups):
                 audio = units.to_table(segment_unit(unit, config.segmentation))
                 del unit  # or the task would hold two copies while it waits
                 yield audio
@@ -160,14 +175,14 @@ class _EngineActor:
     """
 
     def __init__(self, config: TranscribeConfig, attempts: Attempts, run_id: str) -> None:
-        threads = config.engine.threads or max(1, int(config.ray.num_cpus))
-        engine = config.engine.model_copy(update={"threads": threads})
+        engine = _with_threads(config.engine, config.ray)
+        second = _with_threads(config.agree_with, config.ray) if config.agree_with else None
         self._commit = _committer(config, run_id)
         self._commits = ThreadPoolExecutor(1)  # one at a time: a process counts its storage retries as a whole
         self._metrics = EngineMetrics(run_id)
         self._refused: CheckpointError | None = None
         try:
-            self._transcriber = Transcriber(engine, config.segmentation, attempts, self._metrics.batch)
+            self._transcriber = Transcriber(engine, config.segmentation, attempts, self._metrics.batch, second)
         except CheckpointError as error:  # of what is raised here Ray passes on the text alone, and tries again
             self._refused = error
 
@@ -180,9 +195,12 @@ class _EngineActor:
         yield {"receipt": [pickle.dumps(receipt)]}
 
 
+def _with_threads(config: EngineConfig, ray_config: RayConfig) -> EngineConfig:
+    return config.model_copy(update={"threads": config.threads or max(1, int(ray_config.num_cpus))})
+
+
 def _committer(config: TranscribeConfig, run_id: str) -> Callable[[TranscribedUnit], Receipt]:
     def label_and_commit(unit: TranscribedUnit) -> Receipt:
-        labels = [label(row.hypothesis, row.duration, row.speech_ratio, config.labels) for row in unit.segments]
-        return commit_unit(Output(config.output, config.storage.access), unit, labels, config, run_id)
+        return commit_unit(Output(config.output, config.storage.access), unit, label_unit(unit, config), config, run_id)
 
     return label_and_commit

@@ -11,6 +11,23 @@ _NAMES = {
 }  # fmt: skip
 """ISO 639 codes of the languages that Qwen3-ASR supports (qwen_asr.inference.utils.SUPPORTED_LANGUAGES)."""
 
+NAMES = tuple(sorted(set(_NAMES.values())))
+"""Their names as Qwen3-ASR writes them."""
+
+_SCRIPTS = {
+    "Arabic": ("Arabic",), "Cantonese": ("Han",), "Chinese": ("Han",), "Greek": ("Greek",), "Hindi": ("Devanagari",),
+    "Japanese": ("Han", "Hiragana", "Katakana"), "Korean": ("Hangul", "Han"), "Macedonian": ("Cyrillic",),
+    "Persian": ("Arabic",), "Russian": ("Cyrillic",), "Thai": ("Thai",),
+}  # fmt: skip
+
+
+def scripts(languages: str | None) -> tuple[str, ...]:
+    """Unicode scripts that a language is written in, of several by comma together; () where one is not known."""
+    names = [language_name(name) for name in (languages or "").split(",")]
+    if not all(name in NAMES for name in names):
+        return ()
+    return tuple(dict.fromkeys(script for name in names for script in _SCRIPTS.get(name, ("Latin",))))
+
 
 def language_name(name_or_code: str) -> str:
     """ "en", "en-US" and "english" give "English"; what is not known comes back as it is, for the engine to judge."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, cast
@@ -114,6 +115,40 @@ def count_errors(edits: Iterable[Edit]) -> ErrorCounts:
 def error_counts(reference: str, hypothesis: str, language: str) -> ErrorCounts:
     """Errors of the hypothesis, both normalized: of words, or of characters (code points) where `unit_name` is CER."""
     return count_errors(align(reference, hypothesis, language))
+
+
+def error_counts_by_part(reference: str, parts: Sequence[str], language: str) -> list[ErrorCounts]:
+    """Errors of each of consecutive `parts` of a hypothesis against a reference of the whole.
+
+    Parts and reference are aligned as one. Reference words that the hypothesis lacks where one part ends and another
+    begins count for both, as either may have lost them.
+    """
+    import jiwer
+
+    by_character = unit_name(language) == "CER"
+    whole, *texts = (normalize(text, language) for text in (reference, *parts))
+    words = [list(text.replace(" ", "")) if by_character else text.split() for text in texts]
+    ends = list(itertools.accumulate(map(len, words)))
+    spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
+    said = [word for part in words for word in part]
+    process = jiwer.process_characters if by_character else jiwer.process_words
+    joiner = "" if by_character else " "
+    output = process(whole.replace(" ", "") if by_character else whole, joiner.join(said))
+    counts = [[0, 0, 0, 0] for _ in parts]  # substitutions, deletions, insertions, reference words
+    for chunk in output.alignments[0]:
+        num_lost = chunk.ref_end_idx - chunk.ref_start_idx
+        for count, (start, end) in zip(counts, spans, strict=True):
+            if chunk.type == "delete":
+                if start <= chunk.hyp_start_idx <= end:
+                    count[1] += num_lost
+                    count[3] += num_lost
+                continue
+            shared = min(end, chunk.hyp_end_idx) - max(start, chunk.hyp_start_idx)
+            if shared > 0:
+                count[0] += shared * (chunk.type == "substitute")
+                count[2] += shared * (chunk.type == "insert")
+                count[3] += shared * (chunk.type != "insert")
+    return [ErrorCounts(*count) for count in counts]
 
 
 def _main_language(language: str) -> str:

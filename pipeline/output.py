@@ -23,7 +23,9 @@ from pipeline.units import Done, Split, UnitKey
 
 RECORD_KEY = b"shardscribe"  # of each object's key-value metadata: its run record, JSON
 _METADATA_READERS = 16
-_NO_RESULT = {"inputs", "output", "ray", *(f"engine.{key}" for key in ENGINE_SPEED_KEYS)}
+_NO_RESULT = {"inputs", "output", "ray"} | {
+    f"{section}.{key}" for section in ("engine", "agree_with") for key in ENGINE_SPEED_KEYS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,19 @@ class Output:
         self._options = options
         self.transcripts_url = storage.join(self.url, "transcripts")
 
-    def claim(self, config: TranscribeConfig, model_revision: str | None = None) -> None:
+    def claim(
+        self, config: TranscribeConfig, model_revision: str | None = None, agree_with_revision: str | None = None
+    ) -> None:
         """Write the resolved configuration, or make sure that the one already there gives the same results.
 
-        `model_revision` says which weights a folder holds at the moment; None for a Hub id, whose revision is config.
+        The revisions say which weights a folder holds at the moment; None for a Hub id, whose revision is config.
         Raises ConfigError when the output belongs to a configuration that would give other rows.
         """
         url = storage.join(self.url, "shardscribe.yaml")
         document = {
             "config_hash": config.result_hash(),
             "model_revision": model_revision,
+            "agree_with_revision": agree_with_revision,
             "config": _public(config),
         }
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
@@ -67,9 +72,13 @@ class Output:
             return
         there = yaml.safe_load(storage.read_bytes(url, self._options))
         changed = list(_changed(there["config"], document["config"]))
-        if there["model_revision"] != model_revision and "engine.model" not in changed:
-            changed.append(f"the weights in {config.engine.model}")
-        if there["config_hash"] != document["config_hash"] or there["model_revision"] != model_revision:
+        for section, model, revision in (
+            ("engine", config.engine.model, "model_revision"),
+            ("agree_with", config.agree_with.model if config.agree_with else "", "agree_with_revision"),
+        ):
+            if there[revision] != document[revision] and not {section, f"{section}.model"} & set(changed):
+                changed.append(f"the weights in {model}")
+        if any(there[key] != document[key] for key in ("config_hash", "model_revision", "agree_with_revision")):
             raise ConfigError(
                 f"{self.url} holds results of another configuration (changed: {', '.join(changed)}); "
                 "write to a new output, or set that back to go on with this one"

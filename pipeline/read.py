@@ -26,19 +26,28 @@ _CUT_WITHIN_SHARE = 0.2
 _SAMPLE_BYTES = 2
 
 
-def read_units(split: Split, done: Done, config: TranscribeConfig, attempts: Attempts | None = None) -> Iterator[Unit]:
+def read_units(
+    split: Split,
+    done: Done,
+    config: TranscribeConfig,
+    attempts: Attempts | None = None,
+    num_groups: int | None = None,
+) -> Iterator[Unit]:
     """Yields the units of `split` that are not in `done`, in order; a split without samples is one empty unit.
 
-    A recording that cannot be read travels as one with `error`. What may be better on another day (a store that refuses
-    or fails, a split that has changed) raises. `attempts` are the run's, to find what ends the process.
+    `num_groups` reads no more than its first groups. A recording that cannot be read travels as one with `error`. What
+    may be better on another day (a store that refuses or fails, a split that has changed) raises. `attempts` are the
+    run's, to find what ends the process.
     """
     before = retry.num_retries()
-    for unit in _units(split, done, config, attempts or Ledger()):
+    for unit in _units(split, done, config, attempts or Ledger(), num_groups):
         unit.num_retries, before = retry.num_retries() - before, retry.num_retries()
         yield unit
 
 
-def _units(split: Split, done: Done, config: TranscribeConfig, attempts: Attempts) -> Iterator[Unit]:
+def _units(
+    split: Split, done: Done, config: TranscribeConfig, attempts: Attempts, num_groups: int | None
+) -> Iterator[Unit]:
     filler = Filler(config.units.target_s)
     guard = _Guard(attempts, attempts.begin(split.split_id) > 0, watchdog(config.ray.read_stall_timeout_s))
     group = _Group(split.split_id, 0, done, config, guard)
@@ -46,6 +55,9 @@ def _units(split: Split, done: Done, config: TranscribeConfig, attempts: Attempt
         number = filler.run_of(sample.estimated_s)
         if number != group.number:
             yield from group.flush("g")
+            if number == num_groups:
+                attempts.end(split.split_id)
+                return
             group = _Group(split.split_id, number, done, config, guard)
         yield from group.add(sample)
     yield from group.flush("z")
@@ -144,7 +156,7 @@ class _Group:
         stretch = max(int(stretch_s * SAMPLE_RATE_HZ), 1)
         if room > stretch or not self._recordings:
             cut = self._pause(current, max(room - stretch, 0), max(room, 1))
-            self._collect(current, cut, None)
+            self._collect(current, cut, None, goes_on=True)
         # else the end of the recording before is the better place, and this one starts the next part
         yield from self.flush("p")
 
@@ -153,8 +165,10 @@ class _Group:
         spans = vad.speech_spans(current.mixed(lo, hi), options.vad_threshold, options.min_silence_ms)
         return segmentation.cut_at_pause([(lo + start, lo + end) for start, end in spans], lo, hi)
 
-    def _collect(self, current: _Decoding, num_frames: int, error: str | None) -> None:
+    def _collect(self, current: _Decoding, num_frames: int, error: str | None, goes_on: bool = False) -> None:
         pieces = current.take(num_frames, error)
+        for piece in pieces:
+            piece.goes_on = goes_on
         self._recordings.extend(pieces)
         self._num_samples += sum(len(piece.pcm) for piece in pieces)
 

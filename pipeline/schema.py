@@ -7,7 +7,7 @@ manifest where it has one (`audio_filepath`, `offset`, `duration`, `text`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -76,18 +76,32 @@ class Sentence:
 
 
 Status = Literal["ok", "empty", "failed"]
-Reason = Literal["failed", "empty", "truncated", "no_speech", "low_logprob", "repetitive", "char_rate"]
+Reason = Literal[
+    "failed", "empty", "truncated", "causal", "duration", "no_speech", "low_logprob", "repetitive", "few_unique_words",
+    "long_word", "char_rate", "known_phrase", "context_leak", "wrong_script", "disagreement", "reference_mismatch",
+]  # fmt: skip
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""Why a filter catches a row, the weightiest first; a funnel asks in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the label step adds to a row; None where there is nothing to compute from."""
+    """What the label step adds to a row; None where there is nothing to compute from. The figures are columns."""
 
     status: Status
-    avg_logprob: float | None
-    compression_ratio: float | None
-    char_rate: float | None
-    filter_reasons: list[Reason]
+    avg_logprob: float | None = None
+    compression_ratio: float | None = None
+    char_rate: float | None = None
+    unique_word_share: float | None = None
+    max_word_chars: int | None = None
+    known_phrase: str | None = None
+    context_run: float | None = None
+    context_share: float | None = None
+    script_share: float | None = None
+    agreement_text: str | None = None
+    agreement_wer: float | None = None
+    reference_wer: float | None = None
+    filter_reasons: list[Reason] = field(default_factory=list)
 
     @property
     def keep(self) -> bool:
@@ -155,7 +169,16 @@ TRANSCRIPTS = pa.schema(
         pa.field("avg_logprob", pa.float32()),
         pa.field("compression_ratio", pa.float32()),
         pa.field("speech_ratio", pa.float32()),
-        pa.field("char_rate", pa.float32()),
+        pa.field("char_rate", pa.float32()),  # characters a second
+        pa.field("unique_word_share", pa.float32()),
+        pa.field("max_word_chars", pa.int32()),
+        pa.field("known_phrase", pa.string()),
+        pa.field("context_run", pa.float32()),  # words in a row that are the hotword prompt's
+        pa.field("context_share", pa.float32()),
+        pa.field("script_share", pa.float32()),
+        pa.field("agreement_text", pa.string()),  # what the second model wrote
+        pa.field("agreement_wer", pa.float32()),  # 0.05 for 5 %; CER where metrics.unit_name says so
+        pa.field("reference_wer", pa.float32()),
         pa.field("finish_reason", pa.string()),
         pa.field("status", pa.string(), nullable=False),  # ok | empty | failed
         pa.field("error", pa.string()),  # "<reason code>: <detail>" of a failed row: ERROR_CODES

@@ -7,6 +7,9 @@ initial, an abbreviation or a name. Languages without spaces end theirs with ful
 from __future__ import annotations
 
 import re
+import unicodedata
+
+import regex
 
 _WIDE = "。！？｡．"
 _MARKS = ".?!…؟۔।॥" + _WIDE
@@ -26,6 +29,23 @@ _ORDINAL_DOT = frozenset(
     {"German", "Danish", "Finnish", "Czech", "Hungarian", "Polish", "Norwegian", "Slovak", "Slovenian", "Croatian",
      "Turkish", "Estonian", "Latvian", "Icelandic"}
 )  # fmt: skip
+
+# written without spaces: each character counts as a word
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
+_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+"
+_TOKEN = regex.compile(rf"[{_UNSPACED}]|{_WORD}(?:['’]{_WORD})*", regex.V1)
+_IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
+
+
+def tokens(text: str) -> list[str]:
+    """The words of `text` in lower case, without marks; single characters in Chinese, Japanese and Thai script."""
+    found: list[str] = _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
+    return found
+
+
+def is_character(token: str) -> bool:
+    """True for a token of a script without spaces."""
+    return _IS_UNSPACED.match(token) is not None
 
 
 def sentence_ends(text: str, language: str | None = None) -> list[int]:

@@ -115,10 +115,11 @@ class Done:
     def parts(self, group: int) -> DoneParts:
         return DoneParts({key.part: key.end for key in self.keys if key.group == group})
 
-    def complete(self) -> bool:
-        """True when every unit of the split is there, proven by the names alone."""
-        last = next((key for key in self.keys if key.end == "z"), None)
-        return last is not None and all(self.parts(g).all_from(0) for g in range(last.group + 1))
+    def complete(self, num_groups: int | None = None) -> bool:
+        """True when every unit of the split, or of its first `num_groups`, is there, proven by the names alone."""
+        last = next((key.group + 1 for key in self.keys if key.end == "z"), None)
+        wanted = min((number for number in (last, num_groups) if number is not None), default=None)
+        return wanted is not None and all(self.parts(group).all_from(0) for group in range(wanted))
 
 
 @dataclass(slots=True)
@@ -127,8 +128,8 @@ class Recording:
 
     `pcm` is int16 `[num_samples]`, 16 kHz mono; `offset_s` is where it starts in the audio file. A recording that could
     not be read has `error` ("<reason code>: <detail>") and whatever audio came before it. `continues` is True where a
-    former unit holds its beginning. `speech` are the `[start, end)` samples where someone speaks, in order (after the
-    segment step).
+    former unit holds its beginning, `goes_on` where a later one holds its end. `speech` are the `[start, end)` samples
+    where someone speaks, in order (after the segment step).
     """
 
     recording_id: str
@@ -140,6 +141,7 @@ class Recording:
     text_ref: str | None = None
     error: str | None = None
     continues: bool = False
+    goes_on: bool = False
     speech: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -180,7 +182,8 @@ class TranscribedSegment:
     """One row to be: a stretch of a recording with what the engine said, or why there is nothing.
 
     `offset` and `duration` in seconds of the audio file; `speech` as in `Recording`, from the segment's start on;
-    `error` is "<reason code>: <detail>", and then there is no hypothesis; `language_ref` is the input's own.
+    `error` is "<reason code>: <detail>", and then there is no hypothesis; `language_ref` is the input's own. `second` is
+    what `agree_with` made of it; `is_whole` says that the unit holds its recording from beginning to end.
     """
 
     segment_id: str
@@ -195,13 +198,16 @@ class TranscribedSegment:
     error: str | None
     speech: list[tuple[int, int]] = field(default_factory=list)
     language_ref: str | None = None
+    second: Hypothesis | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribedUnit:
     """A unit's rows to be. `num_recordings` counts those that begin here, `decoded_s` the audio that the engine decoded
     (some of it twice where windows roll at sentences), `busy_s` is the wall time from the audio's arrival to its last
-    hypothesis, `engine` holds the fields of the engine's `EngineInfo`, `num_retries` is the unit's."""
+    hypothesis, `engine` holds the fields of the engine's `EngineInfo`, `agree_with` the second one's (or None),
+    `num_retries` is the unit's."""
 
     key: UnitKey
     segments: list[TranscribedSegment]
@@ -211,6 +217,7 @@ class TranscribedUnit:
     busy_s: float
     engine: dict[str, Any]
     num_retries: int = 0
+    agree_with: dict[str, Any] | None = None
 
 
 _RECORDING = pa.struct(
@@ -223,6 +230,7 @@ _RECORDING = pa.struct(
         ("text_ref", pa.string()),
         ("error", pa.string()),
         ("continues", pa.bool_()),
+        ("goes_on", pa.bool_()),
         ("speech", pa.list_(pa.list_(pa.int64()))),
         ("pcm", pa.large_binary()),
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from pipeline.config import LabelsConfig
+from pipeline.config import TranscribeConfig
 from pipeline.engine.base import EngineInfo
-from pipeline.label import label
+from pipeline.label import label_unit
 from pipeline.schema import Hypothesis, Labels, Word
 from pipeline.units import TranscribedSegment, TranscribedUnit, UnitKey
 
@@ -39,4 +39,4 @@ def unit(key: UnitKey, *segments: TranscribedSegment, audio_s: float = 10.0) -> 
 
 
 def labels_of(unit: TranscribedUnit) -> list[Labels]:
-    return [label(row.hypothesis, row.duration, row.speech_ratio, LabelsConfig()) for row in unit.segments]
+    return label_unit(unit, TranscribeConfig.model_validate({"inputs": ["a.tar"], "output": "out"}))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from pipeline.config import ConfigError, TranscribeConfig, load_config, validate
+from pipeline.config import ConfigError, PseudolabelConfig, TranscribeConfig, load_config, validate
+from pipeline.labels_config import THRESHOLDS, LabelsConfig
 
 BASE = "inputs: [a.tar]\noutput: out\n"
 
@@ -37,6 +39,21 @@ def config(**sections: Any) -> TranscribeConfig:
         (BASE + "segmentation: {min_s: 40}", "`segmentation`: min_s (40.0) must be below max_s (30.0)"),
         (BASE + "units: {target_s: .inf}", "`units.target_s` should be a finite number, not inf"),
         (BASE + "labels: {max_char_rate: .nan}", "`labels.max_char_rate` should be a finite number, not nan"),
+        (BASE + "labels: {languages: {Klingon: {}}}", "Klingon is none of Qwen3-ASR's languages: Arabic,"),
+        (BASE + "labels: {languages: {th: {min_words: 1}}}", "min_words is no threshold; they are min_duration_s,"),
+        (BASE + "labels: {min_char_rate: 50}", "`labels`: min_char_rate (50) must be below max_char_rate (40)"),
+        (
+            BASE + "labels: {languages: {th: {min_char_rate: 41}}}",
+            "`labels`: languages.Thai: min_char_rate (41) must be below max_char_rate (40)",
+        ),
+        (BASE + "labels: {phrases: {English: ['']}}", "should have at least 1 character"),
+        (
+            BASE + "labels: {calibrate: {quantiles: {min_avg_logprob: 5}}}",
+            "min_avg_logprob: 5 is no quantile; it lies between 0 and 1",
+        ),
+        (BASE + "labels: {calibrate: {quantiles: {avg_logprob: 0.1}}}", "avg_logprob is no threshold"),
+        (BASE + "agree_with: {modle: a}", "unknown key `agree_with.modle`; did you mean `model`?"),
+        (BASE + "agree_with: {aligner: a}", "agree_with.aligner: only the text of the second model is used"),
         (BASE + "storage: {options: {s3: 5}}", "`storage.options.s3` should be a valid dictionary, not a int"),
         (
             BASE + "storage: {options: {retry: {}}}",
@@ -180,10 +197,15 @@ RESULT = [
             {"max_new_tokens_per_s": 30},
         )
     ),
-    *(
-        {"labels": {key: 0.5}}
-        for key in ("min_avg_logprob", "max_compression_ratio", "max_char_rate", "min_speech_ratio")
-    ),
+    *({"agree_with": {key: value}} for key, value in (("model", "a"), ("context", "b"), ("dtype", "bfloat16"))),
+    *({"labels": {key: 0.5}} for key in THRESHOLDS),
+    {"labels": {"known_phrases": True}},
+    {"labels": {"phrases": {"English": ["a phrase"]}}},
+    {"labels": {"whole_phrases": {"English": ["a phrase"]}}},
+    {"labels": {"keep_causal": False}},
+    {"labels": {"languages": {"Thai": {"max_char_rate": 9}}}},
+    {"labels": {"calibrate": {}}},
+    {"labels": {"calibrate": {"quantiles": {"min_avg_logprob": 0.1}}}},
 ]  # fmt: skip
 NO_RESULT = [
     {"inputs": ["b.tar"]},
@@ -216,6 +238,11 @@ def test_the_hash_changes_with_what_changes_a_row_and_with_nothing_else() -> Non
         assert config(**sections).result_hash() == base, f"{sections} changes no row"
 
 
+def test_what_only_changes_the_speed_of_the_second_model_is_in_no_hash() -> None:
+    slow, fast = ({"model": "a"} | options for options in ({}, {"slots": 9, "device": "cpu", "batch_size": 1}))
+    assert config(agree_with=slow).result_hash() == config(agree_with=fast).result_hash()
+
+
 def test_every_key_was_decided_on() -> None:
     """A new key must be put into one of the two lists above."""
     decided = {(name, key) for sections in RESULT + NO_RESULT for name, keys in sections.items() for key in keys}
@@ -235,3 +262,52 @@ def test_a_configuration_cannot_be_changed() -> None:
         frozen.output = "other"
     with pytest.raises(ValidationError, match="frozen"):
         frozen.engine.batch_size = 2
+
+
+def test_a_language_has_the_thresholds_of_all_but_for_its_own() -> None:
+    labels = LabelsConfig.model_validate(
+        {"max_char_rate": 30, "languages": {"vi": {"max_char_rate": 20, "min_avg_logprob": None}}}
+    )
+    assert (
+        labels.thresholds("Vietnamese")["max_char_rate"]
+        == labels.thresholds("Vietnamese,English")["max_char_rate"]
+        == 20
+    )
+    assert labels.thresholds("Vietnamese")["min_avg_logprob"] is None
+    for other in ("English", "", None):
+        assert labels.thresholds(other)["max_char_rate"] == 30 and labels.thresholds(other)["min_avg_logprob"] == -1.0
+    written_out = LabelsConfig.model_validate(labels.model_dump(mode="json"))
+    assert written_out == labels, "what a language leaves open stays open"
+
+
+def test_pseudolabel_has_the_keys_of_transcribe_with_the_defaults_of_a_teacher() -> None:
+    teacher = PseudolabelConfig.model_validate({"inputs": ["a.tar"], "output": "out"})
+    assert teacher.engine.model == "embedded/teacher" and not teacher.labels.keep_causal
+    assert teacher.labels.max_reference_wer == 0.1 and teacher.labels.min_duration_s == 0.5
+    assert (
+        PseudolabelConfig.model_validate(teacher.model_dump() | {"engine": {"slots": 3}}).engine.model
+        == "embedded/teacher"
+    )
+    same = TranscribeConfig.model_validate(teacher.model_dump())
+    assert same.result_hash() == teacher.result_hash() != config().result_hash()
+
+
+def _keys(model: Any, data: Any, path: str = "") -> set[str]:
+    """Paths of the keys of sections that `data` leaves out."""
+    missing = set()
+    for name, field in model.model_fields.items():
+        if name not in data:
+            missing.add(path + name)
+        elif isinstance(data[name], dict) and hasattr(field.annotation, "model_fields"):
+            missing |= _keys(field.annotation, data[name], f"{path}{name}.")
+    return missing
+
+
+@pytest.mark.parametrize(("name", "model"), [("transcribe", TranscribeConfig), ("pseudolabel", PseudolabelConfig)])
+def test_the_complete_configurations_hold_every_key_with_its_default(name: str, model: type[TranscribeConfig]) -> None:
+    path = Path(__file__).parent.parent / "conf" / f"{name}.yaml"
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert _keys(model, data) == set()
+    loaded = load_config(model, path)
+    defaults = model.model_validate({"inputs": data["inputs"], "output": data["output"]})
+    assert loaded == defaults

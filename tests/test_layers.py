@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # from the bottom up; a module may import its own layer's siblings only where the layer is a package
 LAYERS = (
-    ("pipeline.redact",),
-    ("pipeline.schema", "pipeline.config", "pipeline.languages", "pipeline.text", "pipeline.urls"),
+    ("pipeline.redact", "pipeline.languages", "pipeline.section"),
+    ("pipeline.labels_config",),
+    ("pipeline.schema", "pipeline.config", "pipeline.text", "pipeline.urls"),
     ("pipeline.units", "pipeline.retry"),
     (
         "pipeline.attempts",
@@ -24,7 +25,7 @@ LAYERS = (
         "pipeline.placement",
         "pipeline.metrics",
     ),
-    ("pipeline.sources", "pipeline.output", "pipeline.rolling"),
+    ("pipeline.sources", "pipeline.output", "pipeline.rolling", "pipeline.figures", "pipeline.phrases"),
     ("pipeline.engine",),
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
     ("pipeline.progress", "pipeline.observe", "pipeline.summary"),
@@ -63,7 +64,7 @@ SIBLINGS = {
     ("jobs.bench", "jobs.bench_pipeline"),
     ("jobs.bench_pipeline", "jobs.transcribe"),
 }
-STEPS = LAYERS[6]
+STEPS = LAYERS[7]
 
 
 def modules() -> list[str]:
