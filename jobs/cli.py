@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from pipeline import redact
-from pipeline.config import ConfigError, StorageConfig, TranscribeConfig, load_config
+from pipeline.config import ConfigError, PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
 
 EXIT_UNFINISHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -33,6 +33,10 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the configuration: engine.batch_size=16"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Address = Annotated[
+    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Print the job's id and leave it running.")]
 EXAMPLES = "[bold]Examples[/bold]\n\n"
 
 
@@ -49,9 +53,30 @@ def transcribe(
     debug: Debug = False,
 ) -> None:
     """Transcribe audio shards to Parquet. Run the same command again to resume."""
+    _transcribe(TranscribeConfig, conf, overrides, dry_run, debug)
+
+
+@app.command(
+    epilog=EXAMPLES + "shardscribe pseudolabel conf/pseudolabel.yaml --set engine.model=Qwen/Qwen3-ASR-1.7B\n\n"
+    "shardscribe pseudolabel conf/pseudolabel.yaml --set 'agree_with={model: Qwen/Qwen3-ASR-0.6B, name: offline}'\n\n"
+    "shardscribe funnel demo-out/pseudolabel"
+)
+def pseudolabel(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/pseudolabel.yaml is a complete one.")],
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what is done; write nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Transcribe with a teacher and mark what is not to be trained on. Run the same command again to resume."""
+    _transcribe(PseudolabelConfig, conf, overrides, dry_run, debug)
+
+
+def _transcribe(
+    model: type[TranscribeConfig], conf: Path, overrides: list[str] | None, dry_run: bool, debug: bool
+) -> None:
     console = Console(stderr=True)
     with _mistakes_in_one_line(console, debug):
-        config = load_config(TranscribeConfig, conf, overrides or [])
+        config = load_config(model, conf, overrides or [])
         from jobs import transcribe as job
 
         code = job.dry_run(config, Console()) if dry_run else job.run(config, console)
@@ -69,12 +94,9 @@ app.add_typer(submit, name="submit")
 )
 def submit_transcribe(
     conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe transcribe` takes it.")],
-    address: Annotated[
-        str,
-        typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265"),
-    ],
+    address: Address,
     overrides: Set = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and leave it running.")] = False,
+    detach: Detach = False,
     debug: Debug = False,
 ) -> None:
     """Run `shardscribe transcribe CONF` on a cluster: send it, follow its log, end with its exit code.
@@ -83,9 +105,30 @@ def submit_transcribe(
     (infra/Dockerfile). A token goes in RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ctrl-C leaves
     the job running.
     """
+    _submit(TranscribeConfig, conf, address, overrides, detach, debug)
+
+
+@submit.command(
+    "pseudolabel",
+    epilog=EXAMPLES + "shardscribe submit pseudolabel conf/pseudolabel.yaml --address http://head:8265",
+)
+def submit_pseudolabel(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe pseudolabel` takes it.")],
+    address: Address,
+    overrides: Set = None,
+    detach: Detach = False,
+    debug: Debug = False,
+) -> None:
+    """Run `shardscribe pseudolabel CONF` on a cluster, as `submit transcribe` does."""
+    _submit(PseudolabelConfig, conf, address, overrides, detach, debug)
+
+
+def _submit(
+    model: type[TranscribeConfig], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool
+) -> None:
     console = Console(stderr=True)
     with _mistakes_in_one_line(console, debug):
-        config = load_config(TranscribeConfig, conf, overrides or [])
+        config = load_config(model, conf, overrides or [])
         from jobs import submit as job
 
         code = job.run(config, conf, address, detach, console)
@@ -104,6 +147,21 @@ def status(
         from jobs import status as job
 
         job.run(out, storage.access, Console())
+
+
+@app.command(epilog=EXAMPLES + "shardscribe funnel out/labels\n\nshardscribe funnel s3://bucket/labels --json")
+def funnel(
+    out: Annotated[str, typer.Argument(help="The output folder of a job, as for status.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, seconds instead of hours.")] = False,
+    conf: Annotated[Path | None, typer.Option("--conf", help="Take storage options from this configuration.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print how many rows and hours are left after each filter, by language."""
+    with _mistakes_in_one_line(Console(stderr=True), debug):
+        storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
+        from jobs import funnel as job
+
+        job.run(out, storage.access, as_json, Console())
 
 
 @app.command(

@@ -31,13 +31,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
 from pipeline import storage
-from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.config import ConfigError, PseudolabelConfig, TranscribeConfig
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
 EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 130
 CONFIG_NAME = "job.yaml"
-# Ray's C++ core logs warnings about Ray Data's own actors as errors, into this job's log
-ENTRYPOINT = f"RAY_BACKEND_LOG_LEVEL=fatal python -m jobs.cli transcribe {CONFIG_NAME}"
 _PACKAGES = [Path(__file__).parent, Path(__file__).parents[1] / "pipeline"]
 _REQUEST_S = 30.0  # of no answer; Ray's client would wait for ever
 _QUIET_S = 60.0  # a log without a line for so long may be a connection that died silently
@@ -107,9 +105,19 @@ def dashboard_url(address: str) -> str:
     return address.rstrip("/")
 
 
+def entrypoint(config: TranscribeConfig) -> str:
+    """What the cluster runs."""
+    command = "pseudolabel" if isinstance(config, PseudolabelConfig) else "transcribe"
+    # Ray's C++ core logs warnings about Ray Data's own actors as errors, into this job's log
+    return f"RAY_BACKEND_LOG_LEVEL=fatal python -m jobs.cli {command} {CONFIG_NAME}"
+
+
 def local_paths(config: TranscribeConfig) -> list[str]:
     """What the configuration reads and writes on local disk."""
-    return [path for path in (*(source.path for source in config.inputs), config.output) if storage.is_local(path)]
+    paths = [*(source.path for source in config.inputs), config.output]
+    if config.labels.calibrate is not None and config.labels.calibrate.output is not None:
+        paths.append(config.labels.calibrate.output)
+    return [path for path in paths if storage.is_local(path)]
 
 
 def connect(url: str) -> Client:
@@ -133,7 +141,9 @@ def send(client: Client, config: TranscribeConfig, url: str) -> str:
     job_id = f"shardscribe-{output}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
     with tempfile.TemporaryDirectory() as folder:
         environment = runtime_env(config, Path(folder))
-        _asked(url, lambda: client.submit_job(entrypoint=ENTRYPOINT, submission_id=job_id, runtime_env=environment))
+        _asked(
+            url, lambda: client.submit_job(entrypoint=entrypoint(config), submission_id=job_id, runtime_env=environment)
+        )
     return job_id
 
 
@@ -144,12 +154,14 @@ def runtime_env(config: TranscribeConfig, folder: Path) -> dict[str, Any]:
     lie in a folder that goes with the job.
     """
     data = config.model_dump(mode="json")
-    for place, key in ((data, "output"), *((source, "path") for source in data["inputs"])):
-        if storage.is_local(place[key]):
+    calibrate = data["labels"]["calibrate"] or {}
+    for place, key in ((data, "output"), (calibrate, "output"), *((source, "path") for source in data["inputs"])):
+        if place.get(key) is not None and storage.is_local(place[key]):
             place[key] = storage.resolve(place[key])
-    model = Path(config.engine.model).expanduser()
-    if model.is_dir():
-        data["engine"]["model"] = str(model.absolute())
+    for engine in filter(None, (data["engine"], data["agree_with"])):
+        model = Path(engine["model"]).expanduser()
+        if model.is_dir():
+            engine["model"] = str(model.absolute())
     data["ray"]["address"] = "auto"
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")

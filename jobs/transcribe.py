@@ -1,5 +1,6 @@
-"""The main job: audio in, one Parquet object per unit out.
+"""The main job, also with a teacher (`shardscribe pseudolabel`): audio in, one Parquet object per unit out.
 
+fit     thresholds of the filters, where `labels.calibrate` asks for it and no run before did
 plan    inputs become splits; what is committed already is taken off
 run     pipeline.graph works the rest off on Ray
 prove   every planned split is complete in the output, by its names alone
@@ -8,6 +9,7 @@ prove   every planned split is complete in the output, by its names alone
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -19,8 +21,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline import calibrate, redact, retry
 from pipeline import output as outputs
-from pipeline import redact, retry
 from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.engine.checkpoint import folder_revision
 from pipeline.output import Output, RunPlan
@@ -63,14 +65,21 @@ def plan_work(config: TranscribeConfig, output: Output) -> Work:
     return Work(splits, done, incomplete(splits, done))
 
 
-def incomplete(splits: Sequence[Split], done: dict[str, Done]) -> list[Split]:
-    """Those that still have a unit to come, by the names of what is committed."""
-    return [split for split in splits if split.split_id not in done or not done[split.split_id].complete()]
+def incomplete(splits: Sequence[Split], done: dict[str, Done], num_groups: int | None = None) -> list[Split]:
+    """Those that still have a unit to come, of their first `num_groups`, by the names of what is committed."""
+    return [split for split in splits if split.split_id not in done or not done[split.split_id].complete(num_groups)]
 
 
 def dry_run(config: TranscribeConfig, console: Console) -> int:
     """Print the plan: units, hours, what is done. Writes nothing."""
     output = Output(config.output, config.storage.access)
+    labels = []
+    if config.labels.calibrate is not None:
+        fit = calibrate.read_fit(output, config.storage.access, config)
+        config = fit.applied(config) if fit is not None else config
+        labels = [
+            f"labels    thresholds {'are' if fit else 'will be'} fitted in {redact.names(calibrate.folder(output))}"
+        ]
     work = plan_work(config, output)
     num_bytes = sum(split.num_bytes for split in work.splits)
     total_s = sum(split.estimated_s for split in work.splits)
@@ -84,6 +93,7 @@ def dry_run(config: TranscribeConfig, console: Console) -> int:
         f"          {committed:,} units committed, {len(work.splits) - len(work.pending):,} splits complete",
         f"to do     {len(work.pending):,} splits, at most ~{duration(work.pending_s)} of audio",
         f"engine    {config.engine.name}, {config.engine.model}, config {config.result_hash()}",
+        *labels,
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return EXIT_OK
@@ -96,9 +106,10 @@ def run(config: TranscribeConfig, console: Console) -> int:
     """
     output = Output(config.output, config.storage.access)
     before, num_retries = retry.num_retries(), 0
+    config = calibrated(config, output, console)
     work = plan_work(config, output)
-    output.claim(config, folder_revision(config.engine.model, config.engine.quantization))
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    claim(output, config)
+    run_id = new_run_id()
     if work.pending:
         output.write_plan(RunPlan(run_id, time.time(), config.units.target_s, outputs.planned(work.splits)))
         console.print(
@@ -117,7 +128,64 @@ def run(config: TranscribeConfig, console: Console) -> int:
     return code
 
 
-def _transcribe(config: TranscribeConfig, work: Work, output: Output, run_id: str, console: Console) -> int:
+def claim(output: Output, config: TranscribeConfig) -> None:
+    second = config.agree_with
+    output.claim(
+        config,
+        folder_revision(config.engine.model, config.engine.quantization),
+        folder_revision(second.model, second.quantization) if second is not None else None,
+    )
+
+
+def new_run_id() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+
+
+def calibrated(config: TranscribeConfig, output: Output, console: Console) -> TranscribeConfig:
+    """The configuration with the thresholds that `labels.calibrate` asks for, fitted once for an output."""
+    options = config.labels.calibrate
+    if options is None:
+        return config
+    access = config.storage.access
+    fit = calibrate.read_fit(output, access, config)
+    if fit is None:
+        sample = Output(options.output, access) if options.output else _sample(config, output, options.units, console)
+        calibrate.write_fit(output, access, calibrate.fit(sample, config))
+        fit = calibrate.read_fit(output, access, config)
+        assert fit is not None
+    by_language = ", ".join(
+        f"{language} ({count:,} segments{'' if language in fit.languages else ', not fitted'})"
+        for language, count in fit.num_segments.items()
+    )
+    console.print(f"thresholds fitted on {fit.sample}: {by_language}", highlight=False, soft_wrap=True)
+    return fit.applied(config)
+
+
+def _sample(config: TranscribeConfig, output: Output, num_units: int, console: Console) -> Output:
+    """Transcribe about `num_units` units, spread evenly over the splits, into a folder of their own in `output`."""
+    labels = config.labels.model_copy(update={"calibrate": None})
+    config = config.model_copy(update={"output": calibrate.folder(output), "labels": labels})
+    splits = list(plan(config.inputs, config.storage.access, config.units.target_s))
+    num_groups = math.ceil(num_units / len(splits))
+    num_splits = min(num_units, len(splits))
+    chosen = [splits[i * len(splits) // num_splits] for i in range(num_splits)]
+    sample = Output(config.output, config.storage.access)
+    claim(sample, config)
+    done = sample.committed()
+    work = Work(chosen, done, incomplete(chosen, done, num_groups))
+    if work.pending:
+        console.print(
+            f"a sample first, to fit thresholds on: {num_groups} units of {num_splits:,} of {len(splits):,} splits",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _transcribe(config, work, sample, new_run_id(), console, num_groups)
+    return sample
+
+
+def _transcribe(
+    config: TranscribeConfig, work: Work, output: Output, run_id: str, console: Console, num_groups: int | None = None
+) -> int:
     """Returns how many storage requests were made again for the units that were committed."""
     if config.ray.address is None:
         # Ray reads these when it is first imported. Token authentication is what a local Ray has anyway; its C++ core
@@ -138,11 +206,11 @@ def _transcribe(config: TranscribeConfig, work: Work, output: Output, run_id: st
             attempts = graph.SharedLedger()
             pending, done = work.pending, work.done
             for _ in range(MAX_ROUNDS):
-                for receipt in graph.transcribe(pending, done, config, run_id, attempts):
+                for receipt in graph.transcribe(pending, done, config, run_id, attempts, num_groups):
                     progress.add(receipt)
                     metrics.add(receipt)
                 done = output.committed()
-                pending = incomplete(pending, done)
+                pending = incomplete(pending, done, num_groups)
                 if not pending:
                     break
         console.print(progress.line(), highlight=False, soft_wrap=True)

@@ -27,6 +27,8 @@ from pipeline.units import TranscribedSegment, TranscribedUnit
 
 VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-vad", "pyarrow", "numpy")
 
+_RECORDED = {"audio", "segmentation", "engine", "agree_with", "labels"}
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -74,7 +76,7 @@ def commit_unit(
         "audio_s_by_language": _audio_by_language(unit.segments),
         "engine": unit.engine,
         "agree_with": unit.agree_with,
-        "config": config.model_dump(mode="json", include={"audio", "segmentation", "engine", "agree_with", "labels"}),
+        "config": config.model_dump(mode="json", include=_RECORDED, exclude={"labels": {"calibrate"}}),
         "versions": {name: version(name) for name in VERSIONED},
     }
     before = retry.num_retries()

@@ -3,17 +3,19 @@
 OUT/transcripts/<unit>.parquet   one object a unit; the object's existence is the commit
 OUT/shardscribe.yaml             the resolved configuration and its hash
 OUT/plan.json                    the splits of the newest run, so that `status` can tell what is missing
+OUT/calibration/                 thresholds.yaml fitted before the job, and the sample transcribed for it
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -23,6 +25,7 @@ from pipeline.units import Done, Split, UnitKey
 
 RECORD_KEY = b"shardscribe"  # of each object's key-value metadata: its run record, JSON
 _METADATA_READERS = 16
+_READ_AHEAD = 64  # units in memory at once: some kilobytes each of light columns, a megabyte of all
 _NO_RESULT = {"inputs", "output", "ray"} | {
     f"{section}.{key}" for section in ("engine", "agree_with") for key in ENGINE_SPEED_KEYS
 }
@@ -120,6 +123,28 @@ class Output:
         with ThreadPoolExecutor(_METADATA_READERS) as pool:
             yield from pool.map(self._record, keys)
 
+    def tables(self, keys: Iterable[UnitKey], columns: list[str]) -> Iterator[tuple[UnitKey, dict[str, Any], pa.Table]]:
+        """Each unit's run record and `columns`, in the order of `keys`; some units are read ahead."""
+        pending: deque[Future[tuple[UnitKey, dict[str, Any], pa.Table]]] = deque()
+        with ThreadPoolExecutor(_METADATA_READERS) as pool:
+            for key in keys:
+                pending.append(pool.submit(self._table, key, columns))
+                if len(pending) == _READ_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _table(self, key: UnitKey, columns: list[str]) -> tuple[UnitKey, dict[str, Any], pa.Table]:
+        url = storage.join(self.transcripts_url, f"{key.name}.parquet")
+        try:
+            with storage.open_read(url, self._options) as opened:
+                file = pq.ParquetFile(opened)
+                return key, json.loads(file.metadata.metadata[RECORD_KEY]), file.read(columns, use_threads=False)
+        except pa.ArrowInvalid as error:
+            raise storage.StorageError(
+                f"{url} is no readable unit: {error}; delete it and run the job again"
+            ) from error
+
     def _record(self, key: UnitKey) -> dict[str, Any]:
         url = storage.join(self.transcripts_url, f"{key.name}.parquet")
         with storage.open_read(url, self._options) as file:
@@ -132,6 +157,9 @@ def _public(config: TranscribeConfig) -> dict[str, Any]:
     data = config.model_dump(mode="json", exclude={"storage"})
     for source in data["inputs"]:
         source["path"] = redact.names(source["path"])
+    calibrate = data["labels"]["calibrate"]
+    if calibrate is not None and calibrate["output"] is not None:
+        calibrate["output"] = redact.names(calibrate["output"])
     return data | {"output": redact.names(data["output"])}
 
 

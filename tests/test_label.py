@@ -53,7 +53,9 @@ def reasons(row: TranscribedSegment, job: TranscribeConfig, engine: str = "offli
 def test_every_limit_is_a_column_with_thresholds_and_a_reason() -> None:
     named = [key for limit in LIMITS for key in (limit.low, limit.high) if key]
     assert sorted(named) == sorted(THRESHOLDS)
-    assert {limit.column for limit in LIMITS} <= set(TRANSCRIPTS.names) and GOOD.keys() == {l.column for l in LIMITS}
+    assert {limit.column for limit in LIMITS} <= set(TRANSCRIPTS.names) and GOOD.keys() == {
+        each.column for each in LIMITS
+    }
     assert {limit.reason for limit in LIMITS} <= set(REASONS)
 
 
@@ -179,11 +181,11 @@ def test_what_the_second_model_says_without_the_prompt_was_said() -> None:
 
 def test_agreement_with_a_second_model() -> None:
     job = teacher(agree_with={"model": "other"})
-    row = segment("one two three four five")
-    agreed = replace(row, second=rows.hypothesis("One, two, three, four, five."))
+    row = segment("the cat sat over there")
+    agreed = replace(row, second=rows.hypothesis("The cat sat, over there."))
     assert reasons(agreed, job) == []
-    other = label(replace(row, second=rows.hypothesis("one two three for nine")), job, "offline")
-    assert (other.agreement_text, other.agreement_wer) == ("one two three for nine", 0.4)
+    other = label(replace(row, second=rows.hypothesis("the cat sat under here")), job, "offline")
+    assert (other.agreement_text, other.agreement_wer) == ("the cat sat under here", 0.4)
     assert other.filter_reasons == ["disagreement"]
     assert reasons(row, job) == ["disagreement"], "the second model failed: nothing agrees"
     assert reasons(row, teacher(agree_with={"model": "other"}, labels={"max_agreement_wer": None})) == []

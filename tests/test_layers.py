@@ -28,7 +28,7 @@ LAYERS = (
     ("pipeline.sources", "pipeline.output", "pipeline.rolling", "pipeline.figures", "pipeline.phrases"),
     ("pipeline.engine",),
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
-    ("pipeline.progress", "pipeline.observe", "pipeline.summary"),
+    ("pipeline.progress", "pipeline.observe", "pipeline.summary", "pipeline.calibrate", "pipeline.funnel"),
     ("pipeline.report", "pipeline.distill"),
     ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
@@ -36,6 +36,8 @@ LAYERS = (
     (
         "jobs.transcribe",
         "jobs.status",
+        "jobs.funnel",
+        "jobs.export",
         "jobs.report",
         "jobs.evaluate",
         "jobs.demo",
@@ -61,6 +63,7 @@ SIBLINGS = {
     ("pipeline.listing", "pipeline.storage"),
     ("pipeline.storage", "pipeline.storage_errors"),
     ("pipeline.summary", "pipeline.progress"),
+    ("pipeline.funnel", "pipeline.progress"),
     ("jobs.bench", "jobs.bench_pipeline"),
     ("jobs.bench_pipeline", "jobs.transcribe"),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import output as outputs
 from pipeline.commit import to_parquet
 from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.output import Output, PlannedSplit, RunPlan, planned
@@ -102,3 +103,25 @@ def test_records_come_in_the_order_asked_for(tmp_path: Path) -> None:
         output.commit_unit(key, to_parquet([], {"unit": key.name, "note": "ü"}))
     assert [record["unit"] for record in output.records(reversed(keys))] == [key.name for key in reversed(keys)]
     assert list(output.records([])) == []
+
+
+def test_units_are_read_ahead_by_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[UnitKey] = []
+    monkeypatch.setattr(Output, "_table", lambda output, key, columns: started.append(key) or (key, {}, None))
+    tables = Output("nowhere", {}).tables((UnitKey("a" * 16, group, 0, "g") for group in range(1000)), [])
+    first = next(tables)
+    assert first[0].group == 0 and len(started) <= outputs._READ_AHEAD
+    assert [key.group for key, _, _ in tables] == list(range(1, 1000)), "in order"
+
+
+def test_other_weights_of_the_second_model_refuse_the_output(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"), {})
+    config = TranscribeConfig.model_validate(
+        {"inputs": ["a.tar"], "output": str(tmp_path / "out"), "agree_with": {"model": "models/second"}}
+    )
+    output.claim(config, "one", "two")
+    output.claim(config, "one", "two")
+    with pytest.raises(ConfigError, match=r"changed: the weights in models/second\)"):
+        output.claim(config, "one", "three")
+    with pytest.raises(ConfigError, match=r"changed: agree_with\)"):
+        output.claim(config.model_copy(update={"agree_with": None}), "one", None)

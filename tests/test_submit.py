@@ -108,7 +108,7 @@ def test_some_recordings_failed_is_the_exit_code_here_too(head: str, conf: Path,
     result = shardscribe("submit", "transcribe", conf, "--address", head)
     assert result.exit_code == 3, result.output
     assert f"every node of the cluster must see: {tmp_path / 'a.tar'}, {tmp_path / 'out'}" in result.output
-    assert submit.ENTRYPOINT in result.stdout and "1 units" in result.stdout, "the job's log"
+    assert "python -m jobs.cli transcribe job.yaml" in result.stdout and "1 units" in result.stdout, "the job's log"
     rows = ds.dataset(tmp_path / "out" / "transcripts").to_table(columns=["status"])["status"].to_pylist()
     assert sorted(rows) == ["failed", "ok", "ok"]
 

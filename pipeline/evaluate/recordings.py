@@ -18,7 +18,7 @@ from pipeline.config import ConfigError
 from pipeline.evaluate.items import UNKNOWN, Item, Row, System, checked_language
 from pipeline.metrics import unit_name
 from pipeline.output import Output
-from pipeline.report.gather import UnitReader, shard_name
+from pipeline.report.gather import shard_name
 from pipeline.summary import summarize_records
 
 _COLUMNS = [
@@ -55,7 +55,7 @@ def read_output(url: str, options: storage.Options, language: str | None = None)
 
     def observed() -> Iterator[dict[str, Any]]:
         nonlocal newest
-        for _, record, table in UnitReader(output.transcripts_url, options).units(keys, _COLUMNS):
+        for _, record, table in output.tables(keys, _COLUMNS):
             _collect(table, recordings, rows, without)
             newest = record if record["committed_at"] > newest["committed_at"] else newest
             yield record

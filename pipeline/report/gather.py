@@ -6,22 +6,17 @@ They are drawn by scores that follow from their unit's name: the same output sho
 
 from __future__ import annotations
 
-import json
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from pipeline import storage
 from pipeline.config import TranscribeConfig, validate
-from pipeline.output import RECORD_KEY, Output, RunPlan
+from pipeline.output import Output, RunPlan
 from pipeline.report.tally import (
     KINDS,
     TALLIED,
@@ -35,14 +30,13 @@ from pipeline.report.tally import (
     Tally,
     kinds_of,
 )
+from pipeline.schema import REASONS
 from pipeline.sources.sample import IN_PARQUET, IN_TAR
 from pipeline.summary import Summary, summarize_records
 from pipeline.units import UnitKey
 
 _SHOWN = [*TALLIED, "recording_id", "audio_filepath", "channel", "offset", "text", "text_ref"]
 _SLOWEST = 10
-_READERS = 16
-_READ_AHEAD = 64  # units in memory at once, some kilobytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,8 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the page shows, but for audio. `engine` and `versions` are those of the newest unit, empty before
-    the first; `commits` is float64 `[num_units, 3]`: committed_at, busy_s, audio_s, in the order of commit."""
+    the first; `commits` is float64 `[num_units, 3]`: committed_at, busy_s, audio_s, in the order of commit; `filters` are rows by reason,
+    `left_s` the audio that is left after it, both in the order in which filters are asked."""
 
     url: str
     generated_at: float
@@ -93,6 +88,7 @@ class Report:
     confidence: Histogram
     languages: list[Language]
     filters: dict[str, int]
+    left_s: dict[str, float]
     failures: list[Failure]
     slowest: list[Shard]
     median_busy_ratio: float | None
@@ -107,10 +103,10 @@ def gather(output: Output, options: storage.Options, num_samples: int) -> Report
     url = storage.join(output.url, "shardscribe.yaml")
     resolved = yaml.safe_load(storage.read_bytes(url, options))
     config = validate(TranscribeConfig, resolved["config"], url)
-    read = UnitReader(output.transcripts_url, options)
+    read = _UnitReader(output)
     tally = Tally(num_samples)
     keys = sorted(key for done in committed.values() for key in done.keys)
-    summary = summarize_records(plan, committed, tally.observing(read.units(keys, TALLIED)))
+    summary = summarize_records(plan, committed, tally.observing(output.tables(keys, TALLIED)))
 
     drawn = tally.draw(num_samples)
     examples = {reason: rows.positions() for reason, rows in tally.failed_by_reason.items()}
@@ -133,7 +129,8 @@ def gather(output: Output, options: storage.Options, num_samples: int) -> Report
         durations=tally.durations,
         confidence=tally.confidence,
         languages=sorted(tally.languages.values(), key=lambda language: (-language.audio_s, language.name)),
-        filters=dict(tally.filters.most_common()),
+        filters=dict(sorted(tally.filters.items(), key=lambda item: _place(item[0]))),
+        left_s={step.reason: step.left_s for step in tally.funnel.steps()},
         failures=[
             Failure(reason, count, [rows[position] for position in examples.get(reason, [])])
             for reason, count in summary.errors.items()
@@ -146,29 +143,22 @@ def gather(output: Output, options: storage.Options, num_samples: int) -> Report
     )
 
 
-class UnitReader:
-    """Reads units of one output, several at a time."""
+def _place(reason: str) -> int:
+    return REASONS.index(reason) if reason in REASONS else len(REASONS)
 
-    def __init__(self, transcripts_url: str, options: storage.Options) -> None:
-        self._url, self._options = transcripts_url, options
 
-    def units(self, keys: Iterable[UnitKey], columns: list[str]) -> Iterator[tuple[UnitKey, dict[str, Any], pa.Table]]:
-        """Each unit's run record and `columns`, in the order of `keys`."""
-        pending: deque[Future[tuple[UnitKey, dict[str, Any], pa.Table]]] = deque()
-        with ThreadPoolExecutor(_READERS) as pool:
-            for key in keys:
-                pending.append(pool.submit(self._read, key, columns))
-                if len(pending) == _READ_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+class _UnitReader:
+    """Reads rows of one output."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
 
     def rows(self, positions: Iterable[Position]) -> dict[Position, Row]:
         wanted: dict[UnitKey, list[int]] = {}
         for unit, row in sorted(positions):
             wanted.setdefault(UnitKey.parse(unit), []).append(row)  # type: ignore[arg-type]
         found = {}
-        for key, _, table in self.units(wanted, _SHOWN):
+        for key, _, table in self._output.tables(wanted, _SHOWN):
             kinds = kinds_of(table)
             for row in wanted[key]:
                 (values,) = table.slice(row, 1).drop_columns(["status", "keep"]).to_pylist()
@@ -176,19 +166,8 @@ class UnitReader:
         return found
 
     def shard_name(self, unit: UnitKey) -> str:
-        _, _, table = self._read(unit, ["audio_filepath"])
+        ((_, _, table),) = self._output.tables([unit], ["audio_filepath"])
         return shard_name(table["audio_filepath"].unique().to_pylist())
-
-    def _read(self, key: UnitKey, columns: list[str]) -> tuple[UnitKey, dict[str, Any], pa.Table]:
-        url = storage.join(self._url, f"{key.name}.parquet")
-        try:
-            with storage.open_read(url, self._options) as opened:
-                file = pq.ParquetFile(opened)
-                return key, json.loads(file.metadata.metadata[RECORD_KEY]), file.read(columns, use_threads=False)
-        except pa.ArrowInvalid as error:
-            raise storage.StorageError(
-                f"{url} is no readable unit: {error}; delete it and run the job again"
-            ) from error
 
 
 def shard_name(audio_filepaths: Sequence[str]) -> str:

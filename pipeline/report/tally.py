@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.funnel import Funnel
 from pipeline.units import UnitKey
 
 Kind = Literal["kept", "filtered", "empty", "failed"]
@@ -143,6 +144,7 @@ class Tally:
         self.durations, self.confidence = duration_histogram(), confidence_histogram()
         self.languages: dict[str, Language] = {}
         self.filters: Counter[str] = Counter()
+        self.funnel = Funnel()
         self.shards: dict[str, Shard] = {}
         self.runs: dict[str, Run] = {}
         self.commits: list[tuple[float, float, float]] = []
@@ -192,6 +194,7 @@ class Tally:
         self.kinds += np.bincount(kinds, minlength=len(KINDS))
         self.durations.add(np.where(durations > 0, durations, np.nan), kinds)  # a failed row may have no audio
         self.confidence.add(-logprobs, kinds)
+        self.funnel.add(table)
         for pair in pc.value_counts(pc.list_flatten(table["filter_reasons"])).to_pylist():
             self.filters[pair["values"]] += pair["counts"]
         heard = kinds != KINDS.index("failed")

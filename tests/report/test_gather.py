@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.config import ConfigError
 from pipeline.output import Output
-from pipeline.report import gather as module
 from pipeline.report.gather import gather, shard_name
 from pipeline.report.tally import KINDS, TALLIED, Histogram
 from pipeline.storage import StorageError
@@ -178,15 +177,6 @@ def test_texts_and_tokens_are_read_of_the_units_shown_only(tmp_path: Path, monke
     assert reads[:30] == [set(TALLIED)] * 30
     assert len(reads[30:]) <= 2 + 3 * 3 + 10, "samples, examples of three reasons, names of ten shards"
     assert not set().union(*reads) & {"words", "token_ids", "token_logprobs", "text_raw"}
-
-
-def test_units_are_read_ahead_by_a_bounded_number(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[UnitKey] = []
-    monkeypatch.setattr(module.UnitReader, "_read", lambda reader, key, columns: started.append(key) or (key, {}, None))
-    units = module.UnitReader("nowhere", {}).units((UnitKey(A, group, 0, "g") for group in range(1000)), [])
-    first = next(units)
-    assert first[0].group == 0 and len(started) <= module._READ_AHEAD
-    assert [key.group for key, _, _ in units] == list(range(1, 1000)), "in order"
 
 
 def test_a_damaged_unit_is_named(output: Output) -> None:
