@@ -165,6 +165,45 @@ def funnel(
 
 
 @app.command(
+    epilog=EXAMPLES + "shardscribe export out/labels --to hf --out data/hf --language Vietnamese\n\n"
+    "shardscribe export out/labels --to nemo --audio copy --out s3://bucket/nemo\n\n"
+    "shardscribe export out/calls --to srt --out subtitles"
+)
+def export(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output folder of a job, as for status.")],
+    to: Annotated[str, typer.Option("--to", help="nemo, hf, lhotse, webdataset, srt, vtt or jsonl.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="A new folder; default: OUT/exports/FORMAT.")
+    ] = None,
+    only_kept: Annotated[
+        bool | None,
+        typer.Option("--keep-only/--all", help="Rows that no filter caught; default but for srt, vtt and jsonl."),
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option("--language", help="Only this language, by name or code; may be repeated.")
+    ] = None,
+    audio: Annotated[
+        str | None,
+        typer.Option("--audio", help="nemo: reference (the inputs' files, the default) or copy (tarred FLAC)."),
+    ] = None,
+    conf: Annotated[Path | None, typer.Option("--conf", help="Take storage options from this configuration.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write an output's segments for other tools; hf, lhotse and webdataset hold the audio, read again from the inputs.
+
+    What a format cannot say is left out: jsonl alone has every column. Exit code 3: the audio of some segments could
+    not be read again.
+    """
+    console = Console(stderr=True)
+    with _mistakes_in_one_line(console, debug):
+        storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
+        from jobs import export as job
+
+        code = job.run(output, storage.access, to, out, only_kept, language or [], audio, console)
+    raise typer.Exit(code)
+
+
+@app.command(
     epilog=EXAMPLES + "shardscribe report out/calls\n\n"
     "shardscribe report s3://bucket/out --conf conf/archive-s3.yaml --out calls.html --samples 100"
 )

@@ -29,7 +29,7 @@ LAYERS = (
     ("pipeline.engine",),
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
     ("pipeline.progress", "pipeline.observe", "pipeline.summary", "pipeline.calibrate", "pipeline.funnel"),
-    ("pipeline.report", "pipeline.distill"),
+    ("pipeline.report", "pipeline.distill", "pipeline.export"),
     ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
@@ -58,6 +58,7 @@ PACKAGES = (
     "pipeline.report",
     "pipeline.evaluate",
     "pipeline.distill",
+    "pipeline.export",
 )
 SIBLINGS = {
     ("pipeline.listing", "pipeline.storage"),

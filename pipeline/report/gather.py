@@ -71,8 +71,8 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the page shows, but for audio. `engine` and `versions` are those of the newest unit, empty before
-    the first; `commits` is float64 `[num_units, 3]`: committed_at, busy_s, audio_s, in the order of commit; `filters` are rows by reason,
-    `left_s` the audio that is left after it, both in the order in which filters are asked."""
+    the first; `commits` is float64 `[num_units, 3]`: committed_at, busy_s, audio_s, in the order of commit. `filters`
+    are rows by reason, in the order in which filters are asked, and `left_s` the audio that is left after each."""
 
     url: str
     generated_at: float
