@@ -203,3 +203,61 @@ def test_a_broken_engine_is_not_a_failed_segment(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(EngineError, match="CUDA error"):
         run(transcriber(monkeypatch, Broken()), unit(recording("a", 1)))
+
+
+class FakeEngines:
+    """`create_engine` that gives the first engine, then the second."""
+
+    def __init__(self, *engines: FakeEngine) -> None:
+        self._engines = list(engines)
+
+    def __call__(self, *_: object) -> FakeEngine:
+        return self._engines.pop(0)
+
+
+def two(
+    monkeypatch: pytest.MonkeyPatch, first: FakeEngine, second: FakeEngine, ledger: Ledger, **options: object
+) -> Transcriber:
+    monkeypatch.setattr("pipeline.transcribe.create_engine", FakeEngines(first, second))
+    segmentation = SegmentationConfig.model_validate(options)
+    agree_with = EngineConfig(model="second", language="English", context="other")
+    return Transcriber(EngineConfig(context="hotwords"), segmentation, ledger, None, agree_with)
+
+
+def test_a_second_model_hears_every_segment_that_has_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(segment: Segment) -> Result:
+        if segment.segment_id.startswith("silent"):
+            return hypothesis("")
+        return (
+            EngineFailure(segment.segment_id, "not_finite", "x") if "bad" in segment.segment_id else hypothesis("one")
+        )
+
+    def other(segment: Segment) -> Result:
+        return (
+            EngineFailure(segment.segment_id, "not_finite", "x") if "odd" in segment.segment_id else hypothesis("two")
+        )
+
+    first, second = FakeEngine(answer), FakeEngine(other)
+    given = unit(*(recording(name, 1) for name in ("a", "silent", "bad", "odd")), recording("cut", 1, goes_on=True))
+    done = run(two(monkeypatch, first, second, Ledger()), given)
+    opinions = {row.recording_id: row.second.text if row.second else None for row in done.segments}
+    assert opinions == {"a": "two", "silent": None, "bad": None, "odd": None, "cut": "two"}
+    (heard,) = second.submissions
+    assert [segment.segment_id for segment in heard] == ["a@0-1000", "odd@0-1000", "cut@0-1000"]
+    assert {(segment.language, segment.context) for segment in heard} == {("English", "other")}
+    assert {segment.context for segment in first.submissions[0]} == {"hotwords"}
+    assert done.agree_with == asdict(INFO) and done.decoded_s == 5.0, "the first engine's"
+    assert {row.recording_id: row.is_whole for row in done.segments} == {
+        "a": True, "silent": True, "bad": True, "odd": True, "cut": False,
+    }  # fmt: skip
+
+
+def test_what_kills_the_process_of_the_second_model_costs_its_opinion_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger()
+    given = unit(recording("a", 1), recording("killer", 1))
+    for work in (given.key.name, *["killer@0-1000 second"] * 3):
+        ledger.begin(work)
+    second = FakeEngine(lambda segment: hypothesis("two"))
+    done = run(two(monkeypatch, FakeEngine(lambda segment: hypothesis("one")), second, ledger), given)
+    assert [row.second is not None for row in done.segments] == [True, False]
+    assert [text_of(row.hypothesis) for row in done.segments] == ["one", "one"]

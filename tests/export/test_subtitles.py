@@ -24,7 +24,7 @@ def a_row(
     *sentences: dict[str, Any], words: list[dict[str, Any]] | None = None, offset: float = 10.0
 ) -> dict[str, Any]:
     text = " ".join(each["text"] for each in sentences)
-    return {"text": text, "offset": offset, "duration": 20.0, "sentences": list(sentences), "words": words}
+    return {"text": text, "offset": 10.0, "duration": 20.0, "sentences": list(sentences), "words": words}
 
 
 def test_a_sentence_is_a_cue() -> None:
