@@ -112,7 +112,8 @@ def thresholds(
         first, third = np.quantile(rates, [0.25, 0.75])
         beyond = calibrate.char_rate_iqr * (third - first)
         for key, fence in (("min_char_rate", first - beyond), ("max_char_rate", third + beyond)):
-            fitted[key] = _tighter(key, fitted.get(key), float(fence))
+            if third > first:  # without any spread there is nothing to measure by
+                fitted[key] = _tighter(key, fitted.get(key), float(fence))
     return {
         key: float(f"{value:.6g}")
         for key, value in fitted.items()

@@ -94,9 +94,9 @@ class LabelsConfig(Section):
             values = self.thresholds(language)
             for low, high in _PAIRS:
                 least, most = values[low], values[high]
-                if least is not None and most is not None and least >= most:
+                if least is not None and most is not None and least > most:
                     where = f"languages.{language}: " if language else ""
-                    raise ValueError(f"{where}{low} ({least:g}) must be below {high} ({most:g})")
+                    raise ValueError(f"{where}{low} ({least:g}) must not be above {high} ({most:g})")
         return self
 
     def thresholds(self, language: str | None) -> dict[str, float | None]:

@@ -49,6 +49,7 @@ def test_fences_of_the_rate_are_iqrs_beyond_the_quartiles() -> None:
     }
     assert thresholds(values, CalibrateConfig(char_rate_iqr=3), NO_LIMITS) == {"max_char_rate": 32.5}, "below 0 is none"
     assert thresholds(values, CalibrateConfig(char_rate_iqr=None), NO_LIMITS) == {}
+    assert thresholds({"char_rate": np.full(9, 12.0)}, CalibrateConfig(), NO_LIMITS) == {}, "no spread"
 
 
 def test_quantiles_are_exact() -> None:

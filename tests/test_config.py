@@ -41,10 +41,10 @@ def config(**sections: Any) -> TranscribeConfig:
         (BASE + "labels: {max_char_rate: .nan}", "`labels.max_char_rate` should be a finite number, not nan"),
         (BASE + "labels: {languages: {Klingon: {}}}", "Klingon is none of Qwen3-ASR's languages: Arabic,"),
         (BASE + "labels: {languages: {th: {min_words: 1}}}", "min_words is no threshold; they are min_duration_s,"),
-        (BASE + "labels: {min_char_rate: 50}", "`labels`: min_char_rate (50) must be below max_char_rate (40)"),
+        (BASE + "labels: {min_char_rate: 50}", "`labels`: min_char_rate (50) must not be above max_char_rate (40)"),
         (
             BASE + "labels: {languages: {th: {min_char_rate: 41}}}",
-            "`labels`: languages.Thai: min_char_rate (41) must be below max_char_rate (40)",
+            "`labels`: languages.Thai: min_char_rate (41) must not be above max_char_rate (40)",
         ),
         (BASE + "labels: {phrases: {English: ['']}}", "should have at least 1 character"),
         (
