@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from jobs import submit
 from jobs.cli import app
+from pipeline.config import PseudolabelConfig
 from tests.conftest import make_config, write_tar
 from tests.ray_head import free_port, start_head
 
@@ -261,3 +262,25 @@ def test_a_job_that_was_ended_from_outside_says_so(status: JobStatus, code: int 
     )
     with pytest.raises(submit.ClusterError, match=message):
         submit.exit_code(details)
+
+
+def test_a_pseudolabel_job_travels_with_its_second_model_and_its_sample(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = PseudolabelConfig.model_validate(
+        {
+            "inputs": ["s3://b/a.tar"],
+            "output": "s3://b/out",
+            "agree_with": {"model": os.path.relpath(tiny_checkpoint)},
+            "labels": {"calibrate": {"output": "sample"}, "languages": {"vi": {"max_char_rate": 20}}},
+        }
+    )
+    assert submit.entrypoint(config).endswith("python -m jobs.cli pseudolabel job.yaml")
+    assert submit.local_paths(config) == ["sample"]
+    environment = submit.runtime_env(config, tmp_path)
+    sent = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    assert sent["labels"]["calibrate"]["output"] == str(Path.cwd() / "sample")
+    assert Path(sent["agree_with"]["model"]).is_absolute() and Path(sent["agree_with"]["model"]).samefile(
+        tiny_checkpoint
+    )
+    assert "/embedded/teacher" not in environment["excludes"] and "/embedded/student" in environment["excludes"]
+    there = PseudolabelConfig.model_validate(sent)
+    assert there.labels.languages == config.labels.languages

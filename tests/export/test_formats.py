@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from pipeline.config import InputConfig
 from pipeline.output import Output
 from pipeline.schema import SAMPLE_RATE_HZ, TRANSCRIPTS
@@ -138,4 +140,22 @@ def test_mistakes(output: Output, tmp_path: Path, to: str, arguments: list[str],
 def test_a_folder_with_files_is_refused(output: Output, tmp_path: Path) -> None:
     assert export(output, "jsonl", tmp_path / "x").exit_code == 0
     again = export(output, "jsonl", tmp_path / "x")
+    assert again.exit_code == 2 and "holds files already" in again.output
+
+
+def test_export_to_object_storage(output: Output, tmp_path: Path, s3_options: dict[str, dict[str, Any]]) -> None:
+    import boto3
+    import yaml
+
+    options = s3_options["s3"]
+    keys = {"aws_access_key_id": options["key"], "aws_secret_access_key": options["secret"]}
+    client = boto3.client("s3", endpoint_url=options["endpoint_url"], region_name="us-east-1", **keys)
+    client.create_bucket(Bucket="exports")
+    conf = tmp_path / "conf.yaml"
+    conf.write_text(yaml.safe_dump({"inputs": ["a"], "output": "b", "storage": {"options": s3_options}}))
+    arguments = ["export", output.url, "--to", "hf", "--out", "s3://exports/hf", "--conf", str(conf)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    names = [item["Key"] for item in client.list_objects_v2(Bucket="exports")["Contents"]]
+    assert names == ["hf/README.md", "hf/data/train-00000.parquet", "hf/export.json"]
+    again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2 and "holds files already" in again.output
