@@ -12,6 +12,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	# reads exports back in tests; by itself, as it asks for an older fsspec than s3fs, and runs with this one
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt datasets multiprocess dill xxhash
 	touch $@
 
 demo: install

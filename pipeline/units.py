@@ -182,8 +182,8 @@ class TranscribedSegment:
     """One row to be: a stretch of a recording with what the engine said, or why there is nothing.
 
     `offset` and `duration` in seconds of the audio file; `speech` as in `Recording`, from the segment's start on;
-    `error` is "<reason code>: <detail>", and then there is no hypothesis; `language_ref` is the input's own. `second` is
-    what `agree_with` made of it; `is_whole` says that the unit holds its recording from beginning to end.
+    `error` is "<reason code>: <detail>", and then there is no hypothesis; `language_ref` is the input's own; `second`
+    is what `agree_with` made of it; `is_whole` says that the unit holds its recording from beginning to end.
     """
 
     segment_id: str
