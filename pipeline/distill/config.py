@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipeline.config import Section, StorageConfig
+from pipeline.config import StorageConfig
+from pipeline.section import Section
 
 Format = Literal["int4", "int3", "int2", "fp8"]
 _HEAD = "thinker.lm_head.weight_quantizer"
