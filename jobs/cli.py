@@ -347,7 +347,7 @@ def bench(
         list[str] | None,
         typer.Argument(help="engine, 0.6b (random weights), int4, reading, pipeline, growth; the first without 0.6b."),
     ] = None,
-    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips of 1 to 30 s for the engines.")] = 128,
+    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips of 1 to 30 s for the engines.")] = 256,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of torch; default: all cores.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON, too.")] = None,
     debug: Debug = False,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +23,7 @@ from pipeline import retry
 from pipeline.config import TranscribeConfig
 from pipeline.output import RECORD_KEY, Output
 from pipeline.placement import sentences
-from pipeline.schema import SAMPLE_RATE_HZ, TRANSCRIPTS, Hypothesis, Labels
+from pipeline.schema import LOGITS, SAMPLE_RATE_HZ, TRANSCRIPTS, Hypothesis, Labels
 from pipeline.units import TranscribedSegment, TranscribedUnit
 
 VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-vad", "pyarrow", "numpy")
@@ -80,6 +81,8 @@ def commit_unit(
         "versions": {name: version(name) for name in VERSIONED},
     }
     before = retry.num_retries()
+    if config.engine.top_logprobs:
+        output.commit_logits(unit.key, logits_to_parquet(unit.segments))
     new = output.commit_unit(unit.key, to_parquet(rows, record))
     num_retries = unit.num_retries + retry.num_retries() - before
     num_failed = sum(label.status == "failed" for label in labels)
@@ -92,6 +95,22 @@ def to_parquet(rows: list[dict[str, Any]], record: dict[str, Any]) -> bytes:
     table = table.replace_schema_metadata({RECORD_KEY: json.dumps(record, ensure_ascii=False).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def logits_to_parquet(segments: Sequence[TranscribedSegment]) -> bytes:
+    """The likeliest tokens of `segments` as Parquet bytes in `LOGITS`."""
+    columns: dict[str, list[Any]] = {name: [] for name in LOGITS.names}
+    for segment in segments:
+        hypothesis = segment.hypothesis
+        if hypothesis is not None and hypothesis.top_ids is not None and hypothesis.top_logprobs is not None:
+            columns["segment_id"].append(segment.segment_id)
+            columns["token_ids"].append(hypothesis.token_ids)
+            columns["num_top"].append(hypothesis.top_ids.shape[1])
+            columns["top_ids"].append(hypothesis.top_ids.ravel())
+            columns["top_logprobs"].append(hypothesis.top_logprobs.astype(np.float16).ravel())
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=LOGITS), buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -96,7 +96,7 @@ class EngineConfig(Section):
     quantization: Quantization = "none"
     lm_head: Literal["full", "int8"] = "full"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    top_logprobs: int = Field(0, ge=0, le=64)  # likeliest tokens at every place, for distillation; 0: none
+    top_logprobs: int = Field(0, ge=0, le=64)  # likeliest tokens at every place, in OUT/logits/; 0: none
     max_new_tokens: PositiveInt = 512
     max_new_tokens_per_s: float = Field(24.0, gt=0)  # offline: of audio, with 32 more; a row that needs more runs away
     # what follows changes speed, not text

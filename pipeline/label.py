@@ -111,7 +111,8 @@ def reference_wers(segments: Sequence[TranscribedSegment]) -> list[float | None]
         complete = len(texts) == len(parts) and all(part.is_whole for part in parts)
         if reference is None or not complete or len(channels[_file(parts[0])]) > 1:
             continue
-        spoken = next((part.hypothesis.language for part in parts if part.hypothesis and part.hypothesis.text), "")
+        detected = (part.hypothesis.language for part in parts if part.hypothesis and part.hypothesis.text)
+        spoken = parts[0].language_ref or next(detected, "")
         for index, counts in zip(indices, error_counts_by_part(reference, texts, spoken), strict=True):
             wers[index] = counts.rate
     return wers

@@ -1,6 +1,7 @@
 """The folder that a job writes: what lies where, what is committed, and which configuration it belongs to.
 
 OUT/transcripts/<unit>.parquet   one object a unit; the object's existence is the commit
+OUT/logits/<unit>.parquet        likeliest tokens of its segments, there before the unit is (engine.top_logprobs)
 OUT/shardscribe.yaml             the resolved configuration and its hash
 OUT/plan.json                    the splits of the newest run, so that `status` can tell what is missing
 OUT/calibration/                 thresholds.yaml fitted before the job, and the sample transcribed for it
@@ -54,6 +55,7 @@ class Output:
         self.url = storage.resolve(url)
         self._options = options
         self.transcripts_url = storage.join(self.url, "transcripts")
+        self.logits_url = storage.join(self.url, "logits")
 
     def claim(
         self, config: TranscribeConfig, model_revision: str | None = None, agree_with_revision: str | None = None
@@ -86,6 +88,10 @@ class Output:
                 f"{self.url} holds results of another configuration (changed: {', '.join(changed)}); "
                 "write to a new output, or set that back to go on with this one"
             )
+
+    def commit_logits(self, key: UnitKey, data: bytes) -> None:
+        """Put a unit's likeliest tokens in place, before the unit itself; those that are there stay."""
+        storage.commit(storage.join(self.logits_url, f"{key.name}.parquet"), data, self._options)
 
     def commit_unit(self, key: UnitKey, data: bytes) -> bool:
         """Put a unit's Parquet bytes in place; False when the unit was already there."""

@@ -137,6 +137,18 @@ ERROR_CODES = {
 }
 """The reason codes that begin the `error` of a failed row, up to the colon."""
 
+LOGITS = pa.schema(
+    [
+        pa.field("segment_id", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # as in the transcript: what was written
+        pa.field("num_top", pa.int32(), nullable=False),
+        # num_top numbers a token, the likeliest first:
+        pa.field("top_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("top_logprobs", pa.list_(pa.float16()), nullable=False),
+    ]
+)
+"""A teacher's sparse distribution, a row a segment that has text, in `OUT/logits/<unit>.parquet`."""
+
 _dictionary = pa.dictionary(pa.int32(), pa.string())
 
 TRANSCRIPTS = pa.schema(

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from pipeline.commit import VERSIONED, Receipt, commit_unit
 from pipeline.config import TranscribeConfig
 from pipeline.output import RECORD_KEY, Output
-from pipeline.schema import TRANSCRIPTS
+from pipeline.schema import LOGITS, TRANSCRIPTS
 from pipeline.units import TranscribedUnit, UnitKey
 from tests import rows
 
@@ -42,6 +44,48 @@ def example() -> TranscribedUnit:
 
 def commit(output: Output, unit: TranscribedUnit, run_id: str = "run-1") -> Receipt:
     return commit_unit(output, unit, rows.labels_of(unit), CONFIG, run_id)
+
+
+def with_likeliest(unit: TranscribedUnit, num_top: int) -> TranscribedUnit:
+    """Every hypothesis with `num_top` tokens at every place: ids from the place on, a tenth less likely each."""
+    segments = []
+    for segment in unit.segments:
+        hypothesis = segment.hypothesis
+        if hypothesis is not None:
+            places, rank = np.arange(len(hypothesis.token_ids), dtype=np.int32)[:, None], np.arange(num_top)
+            ids, logprobs = (places + rank).astype(np.int32), np.float32(-0.1 * (1 + rank + 0 * places))
+            hypothesis = replace(hypothesis, top_ids=ids, top_logprobs=logprobs)
+        segments.append(replace(segment, hypothesis=hypothesis))
+    return replace(unit, segments=segments)
+
+
+def test_the_likeliest_tokens_are_there_before_the_unit(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TranscribeConfig.model_validate({"inputs": ["a.tar"], "output": "out", "engine": {"top_logprobs": 8}})
+    unit = with_likeliest(example(), 8)
+    labels = rows.labels_of(unit)
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "commit_unit", lambda *_: pytest.fail("the store is away"))
+        with pytest.raises(pytest.fail.Exception):
+            commit_unit(output, unit, labels, config, "run")
+    (file,) = Path(output.logits_url).iterdir()
+    assert file.name == f"{KEY.name}.parquet" and not output.committed()
+    before = file.read_bytes()
+    commit_unit(output, unit, labels, config, "run")
+    assert file.read_bytes() == before and output.committed()
+    table = pq.read_table(file)
+    assert table.schema.equals(LOGITS)
+    heard = [segment for segment in unit.segments if segment.hypothesis is not None]
+    for row, segment in zip(table.to_pylist(), heard, strict=True):
+        hypothesis = segment.hypothesis
+        assert hypothesis is not None and hypothesis.top_ids is not None
+        assert (row["segment_id"], row["token_ids"]) == (segment.segment_id, hypothesis.token_ids)
+        assert np.reshape(row["top_ids"], (-1, row["num_top"])).tolist() == hypothesis.top_ids.tolist()
+        np.testing.assert_allclose(np.reshape(row["top_logprobs"], (-1, 8)), hypothesis.top_logprobs, atol=1e-3)
+
+
+def test_without_being_asked_for_there_are_none(output: Output) -> None:
+    commit(output, with_likeliest(example(), 8))
+    assert not Path(output.logits_url).exists()
 
 
 def test_rows_are_in_the_schema_and_in_order(output: Output) -> None:

@@ -209,6 +209,8 @@ def test_wer_against_the_reference_of_each_part_of_a_recording() -> None:
     assert reference_wers([part(0, "the cat sat"), part(2, "and the dog lay by the door")]) == [0.5, 3 / 10], (
         "what is missing at a seam either may have lost"
     )
+    one_off = [part(0, "the cat sat on the mad", language_ref="Chinese"), parts[1]]
+    assert reference_wers(one_off)[0] == pytest.approx(1 / 17), "characters, as the input's language is counted"
     alone = replace(rows.segment("b", text="wrong entirely"), text_ref="right here")
     assert reference_wers([parts[0], alone, parts[1]]) == [0.0, 1.0, pytest.approx(2 / 7)], "each recording for itself"
     for unknown in (
