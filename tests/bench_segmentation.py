@@ -110,7 +110,7 @@ def main() -> None:
     recordings = talks(arguments.folder, arguments.minutes)
     for policy in POLICIES:
         config = SegmentationConfig(policy=policy)
-        transcriber = Transcriber(EngineConfig(model=arguments.model, dtype="float32"), config, Ledger())
+        transcriber = Transcriber(EngineConfig(name="reference", model=arguments.model), config, Ledger())
         for each in recordings:
             print(json.dumps(measure(each, transcriber, config)), flush=True)
 
