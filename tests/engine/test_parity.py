@@ -81,11 +81,11 @@ def test_greedy_tokens_are_the_same_in_fp32(heldout: list[Recording], reference:
 
 
 def test_bfloat16_is_as_good_as_the_references(heldout: list[Recording]) -> None:
-    """What 16 bits cost these small weights is the reference's loss too: 6.57 % become 6.77 %."""
+    """What 16 bits cost these small weights is the reference's loss too: 6.57 % become 6.6 to 6.8 % by the CPU."""
     ours, theirs = (
         error_rate(heldout, transcribed(heldout, name=name, dtype="bfloat16")) for name in ("offline", "reference")
     )
-    assert ours == pytest.approx(theirs, abs=0.1)
+    assert ours < theirs + 0.1
 
 
 def test_an_output_layer_in_eight_bits_costs_little(heldout: list[Recording]) -> None:
