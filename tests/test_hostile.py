@@ -392,6 +392,7 @@ def test_every_reason_code_is_met_by_a_case() -> None:
 def test_every_reason_code_of_the_source_is_declared() -> None:
     """A code begins an error's text, or is an argument of one of the errors that have a code, or is called `code`."""
     files = (path.relative_to(ROOT) for path in (ROOT / "pipeline").rglob("*.py"))
+    files = (file for file in files if "distill" not in file.parts)  # which writes no rows
     assert {code for file in files for code in codes_in(parsed(str(file)))} == set(ERROR_CODES)
 
 
