@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from pipeline import redact
+from jobs.mistakes import EXIT_UNFINISHED, mistakes_in_one_line
 from pipeline.config import ConfigError, PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
-
-EXIT_UNFINISHED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="shardscribe",
@@ -75,7 +69,7 @@ def _transcribe(
     model: type[TranscribeConfig], conf: Path, overrides: list[str] | None, dry_run: bool, debug: bool
 ) -> None:
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         config = load_config(model, conf, overrides or [])
         from jobs import transcribe as job
 
@@ -127,7 +121,7 @@ def _submit(
     model: type[TranscribeConfig], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool
 ) -> None:
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         config = load_config(model, conf, overrides or [])
         from jobs import submit as job
 
@@ -142,7 +136,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Print how far a job is, from its output alone: units, hours, failures, speed, ETA."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
         from jobs import status as job
 
@@ -157,7 +151,7 @@ def funnel(
     debug: Debug = False,
 ) -> None:
     """Print how many rows and hours are left after each filter, by language."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
         from jobs import funnel as job
 
@@ -195,7 +189,7 @@ def export(
     not be read again.
     """
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
         from jobs import export as job
 
@@ -221,7 +215,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one HTML page about a job: speed, languages, failures, confidence, and segments to listen to."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
         from jobs import report as job
 
@@ -267,7 +261,7 @@ def evaluate(
 ) -> None:
     """Score transcripts: WER and CER by language and set with intervals, confidence, filters, the worst errors."""
     messages, code, sources = Console(stderr=True), 0, list(outputs or [])
-    with _mistakes_in_one_line(messages, debug):
+    with mistakes_in_one_line(messages, debug):
         if bool(manifest) != bool(model) or (overrides and not manifest):
             raise ConfigError("--manifest FILE and --model MODEL go together, and --set with them")
         from jobs import evaluate as job
@@ -294,7 +288,7 @@ def demo(
 ) -> None:
     """Transcribe the embedded sample shards with an embedded checkpoint and show the results."""
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         from jobs import demo as job
         from jobs import transcribe as main_job
 
@@ -314,7 +308,7 @@ def pack(
     debug: Debug = False,
 ) -> None:
     """Write an INT4 checkpoint as packed weights, a quarter of the size, which load without ModelOpt."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         from jobs import pack as job
 
         job.run(model, out, Console())
@@ -332,11 +326,32 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint to INT4 with ModelOpt's AWQ, calibrated on speech of every language, and write its card."""
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         from pipeline.distill.config import QuantizeConfig
 
         config = load_config(QuantizeConfig, conf, overrides or [])
         from jobs import quantize as job
+
+        job.run(config, console)
+
+
+@app.command(
+    epilog=EXAMPLES + "shardscribe distill conf/distill.yaml\n\n"
+    "shardscribe distill conf/distill.yaml --set student=models/int4/fake-quant --set teacher=Qwen/Qwen3-ASR-1.7B "
+    "--set 'labels.sources=[labels/out]' --set ray.workers=8"
+)
+def distill(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/distill.yaml is a complete one.")],
+    overrides: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Train a quantized student on a teacher's labels. Run the same command again to resume."""
+    console = Console(stderr=True)
+    with mistakes_in_one_line(console, debug):
+        from pipeline.distill.config import DistillConfig
+
+        config = load_config(DistillConfig, conf, overrides or [])
+        from jobs import distill as job
 
         job.run(config, console)
 
@@ -353,7 +368,7 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure this machine: engines beside qwen-asr, INT4 beside 16 bit, what decoding and VAD cost."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         from jobs import bench as job
 
         job.run(figures or [], clips, threads, out, Console())
@@ -362,7 +377,7 @@ def bench(
 @app.command(epilog=EXAMPLES + "shardscribe models")
 def models(debug: Debug = False) -> None:
     """List the checkpoints that come with the package, with their card."""
-    with _mistakes_in_one_line(Console(stderr=True), debug):
+    with mistakes_in_one_line(Console(stderr=True), debug):
         from jobs import models as job
 
         job.run(Console())
@@ -378,64 +393,10 @@ def family(
 ) -> None:
     """Make the embedded checkpoints anew: synthesize speech, train, evaluate, write the card. Takes two hours."""
     console = Console(stderr=True)
-    with _mistakes_in_one_line(console, debug):
+    with mistakes_in_one_line(console, debug):
         from jobs import family as job
 
         job.run(fsdd, work, only or [], install, console)
-
-
-@contextmanager
-def _mistakes_in_one_line(console: Console, debug: bool) -> Iterator[None]:
-    """End the command with the message of a user's mistake, or the last line of any other error and how to see more."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        console.print("interrupted: what is committed stays; run the same command again to go on", highlight=False)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except Exception as error:  # the edge of the program: nothing above can act on it
-        if debug:
-            sys.stderr.write(redact.text(traceback.format_exc()))
-        cause = _root_mistake(error)
-        if cause is not None:
-            console.print(f"[red]error:[/red] {_escaped(redact.text(str(cause)))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(EXIT_USAGE if isinstance(cause, ConfigError) else EXIT_UNFINISHED) from None
-        console.print(
-            f"[red]failed:[/red] {_escaped(redact.text(f'{type(error).__name__}: {error}'.strip().splitlines()[-1]))}\n"
-            "what is committed stays; run with --debug for the traceback",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(EXIT_UNFINISHED) from None
-
-
-def _root_mistake(error: BaseException) -> BaseException | None:
-    """The error in the chain of causes whose message alone tells a user what to do: ours, wherever it was raised."""
-    from pipeline.engine.base import EngineError
-    from pipeline.storage import StorageError
-
-    ours: tuple[type[BaseException], ...] = (ConfigError, StorageError, EngineError)
-    if "pipeline.engine.checkpoint" in sys.modules:
-        from pipeline.engine.checkpoint import CheckpointError
-
-        ours += (CheckpointError,)
-    if "jobs.submit" in sys.modules:
-        from jobs.submit import ClusterError
-
-        ours += (ClusterError,)
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        if isinstance(current, ours):
-            return current
-        seen.add(id(current))
-        current = current.__cause__ or current.__context__
-    return None
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":  # as a cluster runs a submitted job, where no script may be installed

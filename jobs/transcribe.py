@@ -8,21 +8,17 @@ prove   every planned split is complete in the output, by its names alone
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from pipeline import calibrate, redact, retry
 from pipeline import output as outputs
+from pipeline.cluster import connected
 from pipeline.config import ConfigError, TranscribeConfig
 from pipeline.engine.checkpoint import folder_revision
 from pipeline.output import Output, RunPlan
@@ -187,20 +183,10 @@ def _transcribe(
     config: TranscribeConfig, work: Work, output: Output, run_id: str, console: Console, num_groups: int | None = None
 ) -> int:
     """Returns how many storage requests were made again for the units that were committed."""
-    if config.ray.address is None:
-        # Ray reads these when it is first imported. Token authentication is what a local Ray has anyway; its C++ core
-        # logs warnings about Ray Data's own actors as errors, and so only speaks when it dies.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray  # not above: besides, it takes a second, and planning does not need it
+    with connected(config.ray.address, config.ray.object_store_bytes):
+        from pipeline import graph  # not above: Ray takes a second, and planning does not need it
+        from pipeline.observe import RunMetrics
 
-    from pipeline import graph
-    from pipeline.observe import RunMetrics
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        connect(config)
-    try:
         metrics = RunMetrics(run_id, work.pending_s)
         with Progress(console, work.pending_s) as progress:
             attempts = graph.SharedLedger()
@@ -215,44 +201,6 @@ def _transcribe(
                     break
         console.print(progress.line(), highlight=False, soft_wrap=True)
         return progress.num_retries
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def connect(config: TranscribeConfig) -> None:
-    """Join the configured cluster, or start a local Ray that this process owns."""
-    import ray
-
-    local = config.ray.address is None
-    # workers import this package from where the driver has it; a cluster's nodes have it installed
-    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    with _stderr_without(b"RAY_BACKEND_LOG_LEVEL"):  # Ray's core says that it heeds it
-        ray.init(
-            address=config.ray.address,
-            runtime_env={"env_vars": {"PYTHONPATH": path}} if local else None,
-            object_store_memory=config.ray.object_store_bytes if local else None,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-
-
-@contextmanager
-def _stderr_without(text: bytes) -> Iterator[None]:
-    """Hold back what this process writes to stderr, C++ included; at the end write it, less the lines with `text`."""
-    with tempfile.TemporaryFile() as held:
-        stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            for line in held:
-                if text not in line:
-                    os.write(2, line)
 
 
 def report(summary: Summary, console: Console) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class Output:
         if storage.commit(url, text.encode(), self._options):
             return
         there = yaml.safe_load(storage.read_bytes(url, self._options))
-        changed = list(_changed(there["config"], document["config"]))
+        changed = list(changed_keys(there["config"], document["config"], _NO_RESULT))
         for section, model, revision in (
             ("engine", config.engine.model, "model_revision"),
             ("agree_with", config.agree_with.model if config.agree_with else "", "agree_with_revision"),
@@ -173,12 +173,12 @@ def planned(splits: Iterable[Split]) -> list[PlannedSplit]:
     return [PlannedSplit(split.split_id, split.estimated_s) for split in splits]
 
 
-def _changed(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Paths of the keys whose values differ, those that change no result left out."""
+def changed_keys(old: Any, new: Any, ignored: Collection[str] = (), path: str = "") -> Iterator[str]:
+    """Paths of the keys whose values differ, without the `ignored` ones."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             below = f"{path}.{key}" if path else key
-            if below not in _NO_RESULT:
-                yield from _changed(old.get(key), new.get(key), below)
+            if below not in ignored:
+                yield from changed_keys(old.get(key), new.get(key), ignored, below)
     elif old != new:
         yield path

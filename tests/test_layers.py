@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # from the bottom up; a module may import its own layer's siblings only where the layer is a package
 LAYERS = (
-    ("pipeline.redact", "pipeline.languages", "pipeline.section"),
+    ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster"),
     ("pipeline.labels_config",),
     ("pipeline.schema", "pipeline.config", "pipeline.text", "pipeline.urls"),
     ("pipeline.units", "pipeline.retry"),
@@ -34,6 +34,7 @@ LAYERS = (
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
     (
+        "jobs.mistakes",
         "jobs.transcribe",
         "jobs.status",
         "jobs.funnel",
@@ -46,6 +47,8 @@ LAYERS = (
         "jobs.submit",
         "jobs.pack",
         "jobs.quantize",
+        "jobs.distill",
+        "jobs.tables",
         "jobs.bench_pipeline",
         "jobs.bench",
     ),

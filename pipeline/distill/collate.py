@@ -16,15 +16,19 @@ from pipeline.engine.model import padded
 from pipeline.engine.windowed import num_audio_tokens
 
 NO_LOSS = -100  # what cross_entropy passes over
+_AFTER_LANGUAGE = "<asr_text>"
 
 
-def collate(examples: Sequence[Example], processor: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[Example], processor: Any, dtype: torch.dtype = torch.float32, as_written: bool = False
+) -> dict[str, Tensor]:
     """A batch, padded on the right; `processor` is the checkpoint's Qwen3ASRProcessor, `dtype` the model's.
 
     input_ids, attention_mask, labels int64 [B, L]; input_features [B, mels, T] in `dtype`; feature_attention_mask int64
     [B, T]. What follows the prompt is `language X<asr_text>...` and the end token, as the model writes it when no
     language is forced. labels are input_ids there and NO_LOSS elsewhere; as transformers has it they are not shifted:
-    logits at i tell of labels at i + 1.
+    logits at i tell of labels at i + 1. `as_written`: the tokens that a teacher with this tokenizer wrote, where an
+    example has them; a language that was forced stands in the prompt then.
     """
     head, tail, audio_token = _prompt(processor)
     tokenizer = processor.tokenizer
@@ -33,6 +37,10 @@ def collate(examples: Sequence[Example], processor: Any, dtype: torch.dtype = to
     for each, num_tokens in zip(examples, num_audio_tokens(num_frames).tolist(), strict=True):
         prompt = [*head, *[audio_token] * num_tokens, *tail]
         answer = answer_ids(tokenizer, each.ref.language, each.ref.text)
+        if as_written and each.ref.token_ids:
+            answer = list(each.ref.token_ids)
+            if _AFTER_LANGUAGE not in tokenizer.decode(answer):
+                prompt += tokenizer.encode(f"language {each.ref.language}{_AFTER_LANGUAGE}", add_special_tokens=False)
         ids.append(torch.tensor(prompt + answer))
         labels.append(torch.tensor([NO_LOSS] * len(prompt) + answer))
     inside = torch.arange(mel.shape[2]) < num_frames[:, None]
@@ -47,7 +55,7 @@ def collate(examples: Sequence[Example], processor: Any, dtype: torch.dtype = to
 
 def answer_ids(tokenizer: Any, language: str, text: str) -> list[int]:
     """The tokens of what Qwen3-ASR writes about speech in `language` (a name), the end token last."""
-    ids: list[int] = tokenizer.encode(f"language {language}<asr_text>{text}", add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(f"language {language}{_AFTER_LANGUAGE}{text}", add_special_tokens=False)
     return [*ids, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 

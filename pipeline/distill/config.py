@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from pipeline.config import StorageConfig
 from pipeline.section import Section
@@ -14,21 +14,26 @@ Format = Literal["int4", "int3", "int2", "fp8"]
 _HEAD = "thinker.lm_head.weight_quantizer"
 
 
-class SamplesConfig(Section):
-    """Speech with its text, equally much of every language."""
+class SpeechConfig(Section):
+    """Speech with its text."""
 
     sources: Annotated[list[str], Field(min_length=1)]  # NeMo manifests, outputs of `shardscribe transcribe`
     languages: list[str] = []  # names or codes; none: all that there are
-    samples_per_language: PositiveInt = 64
-    seed: int = 0
     min_s: float = Field(1.0, ge=0)
     max_s: float = Field(30.0, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> SamplesConfig:
+    def _ordered(self) -> SpeechConfig:
         if self.min_s >= self.max_s:
             raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
         return self
+
+
+class SamplesConfig(SpeechConfig):
+    """Some of it, equally much of every language."""
+
+    samples_per_language: PositiveInt = 64
+    seed: int = 0
 
 
 class QuantizeConfig(Section):
@@ -58,4 +63,53 @@ class QuantizeConfig(Section):
     def _fits(self) -> QuantizeConfig:
         if self.format == "fp8" and self.algorithm != "rtn":
             raise ValueError(f"algorithm: {self.algorithm} searches for integers in groups; format: fp8 takes rtn")
+        return self
+
+
+class DistillRayConfig(Section):
+    """Where training runs. Of it only the number of workers changes what is learned."""
+
+    address: str | None = None  # null: a local Ray; "auto": the cluster of this node; "ray://host:10001"
+    workers: PositiveInt = 1  # each has its own batches
+    num_gpus: float | None = Field(None, ge=0)  # of a worker; null: 1 where the cluster has GPUs
+    num_cpus: float = Field(1.0, gt=0)  # of a worker
+    parallel: Literal["ddp", "fsdp2"] = "ddp"  # fsdp2: a student too large for one device
+    retries: NonNegativeInt = 3  # after a worker or its node has died
+
+
+class DistillConfig(Section):
+    student: str  # a folder with ModelOpt's fake quantization: `fake-quant` of `shardscribe quantize`
+    teacher: str | None  # as engine.model; null: what `labels` stored of it (engine.top_logprobs)
+    teacher_revision: str | None = None
+    output: str  # a local folder, or one that all workers share; the same command again goes on in it
+    labels: SpeechConfig  # what is learned from
+    balance: float = Field(1.0, ge=0, le=1)  # 1: equally much of every language; 0: as there is
+    heldout: SamplesConfig  # what the best step is chosen on
+    alpha_kd: float = Field(0.5, ge=0, le=1)  # KL's share of the loss beside cross-entropy's
+    temperature: float = Field(1.0, gt=0)  # of both sides; stored teachers know 1 alone
+    trainable: Annotated[list[str], Field(min_length=1)] = ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.mlp.*"]
+    steps: PositiveInt = 2000
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: NonNegativeInt = 100
+    final_share: float = Field(0.05, ge=0, le=1)  # of the learning rate, where its cosine ends
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_audio_s: float = Field(480.0, gt=0)  # of one batch of one worker, padding included
+    accumulate: PositiveInt = 1  # batches a step
+    evaluate_every: PositiveInt = 200  # steps
+    save_every: PositiveInt = 100
+    log_every: PositiveInt = 10
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; trained weights are float32
+    device: str = "auto"
+    readers: PositiveInt = 2  # threads that read audio ahead
+    ray: DistillRayConfig = DistillRayConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> DistillConfig:
+        if self.teacher is None and self.temperature != 1:
+            raise ValueError(f"temperature: {self.temperature:g} needs a live teacher; what is stored is that at 1")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
         return self

@@ -48,6 +48,7 @@ class ExampleRef:
     channel: int | None = None
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     teacher: str = ""
+    logits: str = ""
     audio_columns: tuple[str, ...] = ("audio",)
 
 
@@ -119,9 +120,12 @@ def _pseudo_labels(url: str, options: storage.Options) -> Iterator[ExampleRef]:
     inputs = yaml.safe_load(storage.read_bytes(storage.join(url, "shardscribe.yaml"), options))["config"]["inputs"]
     columns = tuple(dict.fromkeys(source["audio_column"] for source in inputs))
     folder = storage.join(url, "transcripts")
-    urls = [storage.join(folder, name) for name in listing.file_names(folder, options) if name.endswith(".parquet")]
+    names = [name for name in listing.file_names(folder, options) if name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as pool:
-        for table in pool.map(lambda unit: _kept(unit, options), urls):
+        for name, table in zip(
+            names, pool.map(lambda name: _kept(storage.join(folder, name), options), names), strict=True
+        ):
+            logits = storage.join(storage.join(url, "logits"), name)
             for row in table.to_pylist():
                 if HIDDEN in row["audio_filepath"]:
                     raise ConfigError(
@@ -140,6 +144,7 @@ def _pseudo_labels(url: str, options: storage.Options) -> Iterator[ExampleRef]:
                     channel=row["channel"],
                     token_ids=array("i", row["token_ids"] or ()),
                     teacher=f"{row['model_id']}@{row['model_revision']}",
+                    logits=logits,
                     audio_columns=columns,
                 )
 

@@ -54,28 +54,44 @@ def write(result: Result, config: QuantizeConfig) -> dict[str, Any]:
         folder = Path(temporary) / target.name
         folder.mkdir()
         source = result.checkpoint.path
-        fake, export, packed = (folder / name for name in ("fake-quant", "export", "packed"))
-        with quiet():
-            result.wrapper.model.save_pretrained(fake)
-        _copy_files(source, fake)
-        _check_equal(result, fake)
-        if config.format == "int4":
-            write_packed(read(fake), fake, packed)
-            with quiet(), _with_forward(type(result.wrapper.model)):
-                export_hf_checkpoint(result.wrapper.model, dtype=torch.bfloat16, export_dir=export)
-            _copy_files(source, export)
-            read(export)
-        else:
-            read_fake_quant(fake)  # what could not be read back must not come out
+        write_fake_quant(result.wrapper.model, source, folder / "fake-quant")
+        _check_equal(result, folder / "fake-quant")
+        write_other_forms(result.wrapper.model, source, folder, config.format == "int4")
         facts = _facts(result, config, folder)
         (folder / "quantize.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(facts), encoding="utf-8")
-        for weights in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
-            weights.chmod((folder / "README.md").stat().st_mode)
+        make_readable(folder)
         if target.exists():
             raise ConfigError(f"output: {target} was made meanwhile; name a new folder")
         folder.rename(target)
     return facts
+
+
+def write_fake_quant(model: Any, source: Path, folder: Path) -> None:
+    """ModelOpt's checkpoint of a model that was loaded from `source`."""
+    with quiet():
+        model.save_pretrained(folder)
+    _copy_files(source, folder)
+
+
+def write_other_forms(model: Any, source: Path, folder: Path, is_int4: bool) -> None:
+    """`export` and `packed` beside `fake-quant` in `folder`, which have the same weights. Changes the model. What could
+    not be read back does not come out."""
+    fake, export, packed = (folder / name for name in ("fake-quant", "export", "packed"))
+    if not is_int4:
+        read_fake_quant(fake)
+        return
+    write_packed(read(fake), fake, packed)
+    with quiet(), _with_forward(type(model)):
+        export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=export)
+    _copy_files(source, export)
+    read(export)
+
+
+def make_readable(folder: Path) -> None:
+    """By whom its other files are: safetensors lets nobody else read what it writes."""
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod((weights.parent / "config.json").stat().st_mode)
 
 
 def _copy_files(source: Path, target: Path) -> None:

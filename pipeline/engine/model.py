@@ -169,11 +169,11 @@ def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
         return chosen
     if device.type != "cpu" or config.quantization == "int4":
         return torch.bfloat16
-    return torch.bfloat16 if config.name == "offline" and _bfloat16_is_fast() else torch.float32
+    return torch.bfloat16 if config.name == "offline" and bfloat16_is_fast() else torch.float32
 
 
 @cache
-def _bfloat16_is_fast() -> bool:
+def bfloat16_is_fast() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16, as those with AMX or AVX512-BF16 do; measured once."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
