@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz chaos check format family clean
+.PHONY: install demo test fuzz chaos check format family tables clean
 
 install: $(VENV)/installed
 
@@ -44,6 +44,10 @@ format: install
 # trains the embedded checkpoints anew (two hours on 2 cores); FSDD is a folder of the digit shards
 family: install
 	$(BIN)/shardscribe family --fsdd $(FSDD)
+
+# labels, quantizes, distills and scores the embedded student (an hour on 2 cores); FSDD as above
+tables: install
+	$(BIN)/shardscribe tables --fsdd $(FSDD)
 
 clean:
 	rm -rf $(VENV) demo-out build .mypy_cache .pytest_cache .ruff_cache .hypothesis

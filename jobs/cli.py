@@ -399,5 +399,22 @@ def family(
         job.run(fsdd, work, only or [], install, console)
 
 
+@app.command(epilog=EXAMPLES + "shardscribe tables --fsdd data/fsdd --work build/tables")
+def tables(
+    fsdd: Annotated[Path, typer.Option("--fsdd", help="Folder of WebDataset shards of the Free Spoken Digit Dataset.")],
+    work: Annotated[Path, typer.Option("--work", help="Where speech, labels and models go.")] = Path("build/tables"),
+    bits: Annotated[
+        list[int] | None, typer.Option("--bits", min=2, max=4, help="Quantize and distill only these, measure nothing.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Label, quantize, distill and score the embedded student: what INT4 costs and distillation wins back. An hour."""
+    console = Console(stderr=True)
+    with mistakes_in_one_line(console, debug):
+        from jobs import tables as job
+
+        job.run(fsdd, work, bits or [], console)
+
+
 if __name__ == "__main__":  # as a cluster runs a submitted job, where no script may be installed
     app()

@@ -70,6 +70,9 @@ SIBLINGS = {
     ("pipeline.funnel", "pipeline.progress"),
     ("jobs.bench", "jobs.bench_pipeline"),
     ("jobs.bench_pipeline", "jobs.transcribe"),
+    ("jobs.tables", "jobs.transcribe"),
+    ("jobs.tables", "jobs.quantize"),
+    ("jobs.tables", "jobs.distill"),
 }
 STEPS = LAYERS[7]
 

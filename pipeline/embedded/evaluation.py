@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import TranscribeConfig
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
@@ -29,16 +30,34 @@ class Score:
     language_errors: int
 
 
-def evaluate(model: str, folder: Path = HELDOUT_FOLDER, threads: int = 2) -> dict[str, Score]:
-    """Transcribe the shards of `folder` with language detection: "<set>" or "windows <language>" -> score.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model makes of a recording of a set: "english", "digits", or "windows <language>"."""
 
-    `model` is what `engine.model` takes. WER for English, Vietnamese and digits, CER for Chinese.
-    """
+    set_name: str
+    counts: ErrorCounts
+    is_wrong_language: bool
+
+
+def evaluate(model: str, folder: Path = HELDOUT_FOLDER, threads: int = 2) -> dict[str, Score]:
+    """Transcribe the shards of `folder` with language detection: set -> score. `model` is what `engine.model` takes."""
+    answers: dict[str, list[Answer]] = defaultdict(list)
+    for answer in transcribe({"model": model, "threads": threads}, folder):
+        answers[answer.set_name].append(answer)
+    return {
+        name: Score(sum((each.counts for each in its), ErrorCounts()), len(its), sum(e.is_wrong_language for e in its))
+        for name, its in sorted(answers.items())
+    }
+
+
+def transcribe(engine_options: dict[str, Any], folder: Path = HELDOUT_FOLDER) -> list[Answer]:
+    """The answers to all recordings, in the order of the shards. WER for English, Vietnamese and digits, CER for
+    Chinese."""
     config = TranscribeConfig.model_validate(
-        {"inputs": [str(folder / "*.tar")], "output": "unused", "engine": {"model": model, "threads": threads}}
+        {"inputs": [str(folder / "*.tar")], "output": "unused", "engine": engine_options}
     )
     engine = create_engine(config.engine)
-    scores: dict[str, list[tuple[ErrorCounts, bool]]] = defaultdict(list)
+    answers = []
     try:
         for split in plan(config.inputs, {}, config.units.target_s):
             name = Path(split.items[0][0]).stem
@@ -48,13 +67,9 @@ def evaluate(model: str, folder: Path = HELDOUT_FOLDER, threads: int = 2) -> dic
                 if not isinstance(result, Hypothesis):
                     raise RuntimeError(f"{recording.recording_id}: {result}")
                 language = language_name(recording.language or "")
-                scored_as = DIGITS if name == DIGITS else language
-                counts = error_counts(recording.text_ref or "", result.text, scored_as)
-                key = f"{name} {language}" if name == "windows" else name
-                scores[key].append((counts, result.language != language))
+                counts = error_counts(recording.text_ref or "", result.text, DIGITS if name == DIGITS else language)
+                set_name = f"{name} {language}" if name == "windows" else name
+                answers.append(Answer(set_name, counts, result.language != language))
     finally:
         engine.close()
-    return {
-        name: Score(sum((counts for counts, _ in rows), ErrorCounts()), len(rows), sum(wrong for _, wrong in rows))
-        for name, rows in sorted(scores.items())
-    }
+    return answers

@@ -37,7 +37,7 @@ def interval(counts: Sequence[ErrorCounts]) -> Interval | None:
     None where there is nothing to draw from: fewer than two recordings, or no reference.
     """
     errors = np.array([each.num_errors for each in counts], float)
-    return _bootstrap(errors, _references(counts))
+    return bootstrap(errors, _references(counts))
 
 
 def difference(first: Sequence[ErrorCounts], second: Sequence[ErrorCounts]) -> Difference | None:
@@ -51,7 +51,7 @@ def difference(first: Sequence[ErrorCounts], second: Sequence[ErrorCounts]) -> D
     assert len(first) == len(second)
     gained = np.array([b.num_errors - a.num_errors for a, b in zip(first, second, strict=True)], float)
     references = _references(first)
-    bounds = _bootstrap(gained, references)
+    bounds = bootstrap(gained, references)
     if bounds is None:
         return None
     return Difference(float(gained.sum() / references.sum()), bounds, sign_flip_p_value(gained))
@@ -74,8 +74,8 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
     return (num_beyond + 1) / (RESAMPLES + 1)
 
 
-def _bootstrap(errors: np.ndarray, references: np.ndarray) -> Interval | None:
-    """Of `sum(errors) / sum(references)`, both float `[num_items]`."""
+def bootstrap(errors: np.ndarray, references: np.ndarray) -> Interval | None:
+    """The 95 % interval of `sum(errors) / sum(references)`, both float `[num_items]`; None as for `interval`."""
     if len(errors) < 2 or not references.any():
         return None
     rng, rates = np.random.default_rng(SEED), []
