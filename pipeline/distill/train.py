@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import ConfigError
 from pipeline.distill import state as states
+from pipeline.distill.alone import alone_in
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.examples import read_examples
 from pipeline.distill.feed import Batch, feed
@@ -50,11 +51,16 @@ def schedule(config: DistillConfig, step: int) -> float:
 
 def train(config: DistillConfig, worker: Worker) -> None:
     """All steps that are left."""
-    training = Training(config, worker)
-    try:
-        training.run()
-    finally:
-        training.close()
+    output = Path(config.output).expanduser().absolute()
+    if not output.is_dir():
+        raise ConfigError(f"output: {output} is not there on this node; name a folder that all nodes share")
+    with alone_in(output) if worker.rank == 0 else contextlib.nullcontext():
+        worker.total([0])  # the others look for a state only then
+        training = Training(config, worker)
+        try:
+            training.run()
+        finally:
+            training.close()
 
 
 class Training:
@@ -68,10 +74,6 @@ class Training:
     def __init__(self, config: DistillConfig, worker: Worker) -> None:
         self._config, self._worker = config, worker
         self._output = Path(config.output).expanduser().absolute()
-        if not self._output.is_dir():
-            raise ConfigError(
-                f"output: {self._output} is not there on this node; it has to be one that all workers share"
-            )
         options = config.storage.access
         labels, held = config.labels, config.heldout
         refs = read_examples(labels.sources, options, labels.languages, labels.min_s, labels.max_s)

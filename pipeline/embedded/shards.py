@@ -136,17 +136,18 @@ def write_samples(folder: Path, sets: dict[str, list[Item]], seed: int) -> None:
 
 
 def write_shard(path: Path, items: Iterable[tuple[Item, str]]) -> None:
-    """A WebDataset tar of `KEY.<codec>` and `KEY.json`, byte for byte the same for the same items."""
+    """A WebDataset tar of `KEY.<codec>` and, of items with a language, `KEY.json`; byte for byte the same for the same
+    items."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for item, codec in items:
-            label: dict[str, object] = {"text": item.text, "language": item.language}
-            if item.sentences:
-                label["sentences"] = list(item.sentences)
-            for suffix, data in (
-                (codec, encode(item.audio, codec)),
-                ("json", json.dumps(label, ensure_ascii=False).encode()),
-            ):
+            files = [(codec, encode(item.audio, codec))]
+            if item.language:
+                label: dict[str, object] = {"text": item.text, "language": item.language}
+                if item.sentences:
+                    label["sentences"] = list(item.sentences)
+                files.append(("json", json.dumps(label, ensure_ascii=False).encode()))
+            for suffix, data in files:
                 info = tarfile.TarInfo(f"{item.key}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
