@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -117,9 +117,41 @@ def submit_pseudolabel(
     _submit(PseudolabelConfig, conf, address, overrides, detach, debug)
 
 
-def _submit(
-    model: type[TranscribeConfig], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool
+@submit.command(
+    "quantize",
+    epilog=EXAMPLES + "shardscribe submit quantize conf/quantize.yaml --address http://head:8265 --set ray.num_gpus=1",
+)
+def submit_quantize(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe quantize` takes it.")],
+    address: Address,
+    overrides: Set = None,
+    detach: Detach = False,
+    debug: Debug = False,
 ) -> None:
+    """Run `shardscribe quantize CONF` on a cluster, as `submit transcribe` does; its nodes share the output folder."""
+    from pipeline.distill.config import QuantizeConfig
+
+    _submit(QuantizeConfig, conf, address, overrides, detach, debug)
+
+
+@submit.command(
+    "distill",
+    epilog=EXAMPLES + "shardscribe submit distill conf/distill.yaml --address http://head:8265 --set ray.workers=8",
+)
+def submit_distill(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe distill` takes it.")],
+    address: Address,
+    overrides: Set = None,
+    detach: Detach = False,
+    debug: Debug = False,
+) -> None:
+    """Run `shardscribe distill CONF` on a cluster, as `submit transcribe` does; its nodes share the output folder."""
+    from pipeline.distill.config import DistillConfig
+
+    _submit(DistillConfig, conf, address, overrides, detach, debug)
+
+
+def _submit(model: type[Any], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool) -> None:
     console = Console(stderr=True)
     with mistakes_in_one_line(console, debug):
         config = load_config(model, conf, overrides or [])

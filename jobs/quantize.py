@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from rich.console import Console
 
+from pipeline.cluster import connected, on_cluster
 from pipeline.distill.config import QuantizeConfig
-from pipeline.distill.quantize import quantize
+from pipeline.distill.quantize import Say, quantize
 from pipeline.distill.quantized_output import check_output, write
 
 
@@ -17,7 +21,11 @@ def run(config: QuantizeConfig, console: Console) -> None:
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    facts = write(quantize(config, say), config)
+    if config.ray.address is None:
+        facts = _quantized(config, say)
+    else:
+        with connected(config.ray.address):
+            facts = on_cluster(partial(_quantized, config, print), config.ray.num_cpus, config.ray.num_gpus)
     measured = facts["heldout"] or facts["calibration"]
     share = facts["bytes"].get("packed", facts["bytes"]["fake-quant"]) / facts["bytes"]["original"]
     say(
@@ -25,3 +33,7 @@ def run(config: QuantizeConfig, console: Console) -> None:
         f"{measured['kl']:.5f} nats a token on {'held-out' if facts['heldout'] else 'calibration'} speech. Card: "
         f"{out / 'README.md'}"
     )
+
+
+def _quantized(config: QuantizeConfig, say: Say) -> dict[str, Any]:
+    return write(quantize(config, say), config)

@@ -1,4 +1,4 @@
-"""The main job on a cluster elsewhere, through Ray's Job API: send it, follow its log, end with its exit code.
+"""A job on a cluster elsewhere, through Ray's Job API: send it, follow its log, end with its exit code.
 
 What is sent, as the job's runtime environment: the packages `pipeline` and `jobs` as they are here, and the resolved
 configuration in a file. What those packages import is the matter of the cluster's image (infra/Dockerfile).
@@ -18,7 +18,7 @@ import shlex
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +32,7 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import ConfigError, PseudolabelConfig, TranscribeConfig
+from pipeline.distill.config import DistillConfig, QuantizeConfig
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
 EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 130
@@ -46,6 +47,14 @@ _RAY_LOGGERS = (  # they tell of uploads and closed connections in the format of
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+
+Config = TranscribeConfig | QuantizeConfig | DistillConfig
+_COMMANDS: dict[type[Config], str] = {
+    TranscribeConfig: "transcribe",
+    PseudolabelConfig: "pseudolabel",
+    QuantizeConfig: "quantize",
+    DistillConfig: "distill",
+}
 
 Write = Callable[[str], object]
 Answer = TypeVar("Answer")
@@ -63,7 +72,7 @@ class Client(JobSubmissionClient):
         return answer
 
 
-def run(config: TranscribeConfig, conf: Path, address: str, detach: bool, console: Console) -> int:
+def run(config: Config, conf: Path, address: str, detach: bool, console: Console) -> int:
     """Send the job to the cluster whose dashboard is at `address` and return the job's exit code.
 
     The job's log goes to stdout, what this command has to say to `console`. With `detach` the job's id goes to stdout
@@ -77,9 +86,9 @@ def run(config: TranscribeConfig, conf: Path, address: str, detach: bool, consol
     client = connect(url)
     job_id = send(client, config, url)
     status = ["shardscribe", "status", config.output, *(["--conf", str(conf)] if config.storage.options else [])]
+    how_far = f"how far it is: {shlex.join(status)}\n" if isinstance(config, TranscribeConfig) else ""
     where = (
-        f"how far it is: {shlex.join(status)}\n"
-        f"its log:       ray job logs {job_id} --follow --address {url}\n"
+        f"{how_far}its log:       ray job logs {job_id} --follow --address {url}\n"
         f"stop it:       ray job stop {job_id} --address {url}"
     )
     _say(console, f"job {job_id} sent to {url}")
@@ -105,19 +114,36 @@ def dashboard_url(address: str) -> str:
     return address.rstrip("/")
 
 
-def entrypoint(config: TranscribeConfig) -> str:
+def entrypoint(config: Config) -> str:
     """What the cluster runs."""
-    command = "pseudolabel" if isinstance(config, PseudolabelConfig) else "transcribe"
     # Ray's C++ core logs warnings about Ray Data's own actors as errors, into this job's log
-    return f"RAY_BACKEND_LOG_LEVEL=fatal python -m jobs.cli {command} {CONFIG_NAME}"
+    return f"RAY_BACKEND_LOG_LEVEL=fatal python -m jobs.cli {_COMMANDS[type(config)]} {CONFIG_NAME}"
 
 
-def local_paths(config: TranscribeConfig) -> list[str]:
-    """What the configuration reads and writes on local disk."""
-    paths = [*(source.path for source in config.inputs), config.output]
-    if config.labels.calibrate is not None and config.labels.calibrate.output is not None:
-        paths.append(config.labels.calibrate.output)
-    return [path for path in paths if storage.is_local(path)]
+def local_paths(config: Config) -> list[str]:
+    """What the configuration reads and writes on local disk, models aside."""
+    return [place[key] for place, key in _paths(config.model_dump(mode="json")) if storage.is_local(place[key])]
+
+
+def _paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Where in a configuration a path or a URL stands: `place[key]`."""
+    for source in data.get("inputs", []):
+        yield source, "path"
+    for section in filter(None, (data.get(name) for name in ("labels", "calibration", "heldout"))):
+        sources = section.get("sources", [])
+        yield from ((sources, i) for i in range(len(sources)))
+    yield data, "output"
+    calibrate = data.get("labels", {}).get("calibrate") or {}
+    if calibrate.get("output") is not None:
+        yield calibrate, "output"
+
+
+def _models(data: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Where in a configuration a model stands: `place[key]`."""
+    for place in filter(None, (data.get("engine"), data.get("agree_with"), data)):
+        for key in ("model", "student", "teacher"):
+            if place.get(key) is not None:
+                yield place, key
 
 
 def connect(url: str) -> Client:
@@ -129,7 +155,7 @@ def connect(url: str) -> Client:
     return _asked(url, lambda: Client(url))
 
 
-def send(client: Client, config: TranscribeConfig, url: str) -> str:
+def send(client: Client, config: Config, url: str) -> str:
     """Submit the job and return its id. Raises ConfigError when one that writes the same output is running there."""
     output = hashlib.blake2b(storage.resolve(config.output).encode(), digest_size=4).hexdigest()
     for job in _asked(url, client.list_jobs):
@@ -147,21 +173,20 @@ def send(client: Client, config: TranscribeConfig, url: str) -> str:
     return job_id
 
 
-def runtime_env(config: TranscribeConfig, folder: Path) -> dict[str, Any]:
+def runtime_env(config: Config, folder: Path) -> dict[str, Any]:
     """Ray's runtime environment of the job, with its configuration in `folder`.
 
     The job joins the cluster that it runs on, and a path relative to here is made absolute, for over there it would
     lie in a folder that goes with the job.
     """
     data = config.model_dump(mode="json")
-    calibrate = data["labels"]["calibrate"] or {}
-    for place, key in ((data, "output"), (calibrate, "output"), *((source, "path") for source in data["inputs"])):
-        if place.get(key) is not None and storage.is_local(place[key]):
+    for place, key in _paths(data):
+        if storage.is_local(place[key]):
             place[key] = storage.resolve(place[key])
-    for engine in filter(None, (data["engine"], data["agree_with"])):
-        model = Path(engine["model"]).expanduser()
+    for place, key in _models(data):
+        model = Path(place[key]).expanduser()
         if model.is_dir():
-            engine["model"] = str(model.absolute())
+            place[key] = str(model.absolute())
     data["ray"]["address"] = "auto"
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -40,6 +43,23 @@ def connected(address: str | None, object_store_bytes: int | None = None) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+def on_cluster(work: Callable[[], T], num_cpus: float, num_gpus: float) -> T:
+    """What `work` gives as a task of the connected cluster. Raises what it raises."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        task: Any = ray.remote(_call).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)
+        found: T = ray.get(task.remote(work))
+    except RayTaskError as error:
+        raise error.cause from None
+    return found
+
+
+def _call(work: Callable[[], T]) -> T:
+    return work()
 
 
 @contextmanager

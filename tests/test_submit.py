@@ -25,7 +25,9 @@ from typer.testing import CliRunner, Result
 from jobs import submit
 from jobs.cli import app
 from pipeline.config import PseudolabelConfig
+from pipeline.distill.config import DistillConfig, QuantizeConfig
 from tests.conftest import make_config, write_tar
+from tests.distill.sources import write_manifest
 from tests.ray_head import free_port, start_head
 
 ROOT = Path(__file__).parent.parent
@@ -284,3 +286,35 @@ def test_a_pseudolabel_job_travels_with_its_second_model_and_its_sample(tmp_path
     assert "/embedded/teacher" not in environment["excludes"] and "/embedded/student" in environment["excludes"]
     there = PseudolabelConfig.model_validate(sent)
     assert there.labels.languages == config.labels.languages
+
+
+def test_quantizing_and_distilling_travel_with_their_folders(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    here = os.path.relpath(tiny_checkpoint)
+    samples = {"sources": ["labels", "s3://b/m.jsonl"]}
+    quantize = QuantizeConfig.model_validate({"model": here, "output": "int4", "calibration": samples})
+    distill = DistillConfig.model_validate(
+        {"student": here, "teacher": "embedded/teacher", "output": "out", "labels": samples, "heldout": samples}
+    )
+    for config, command, local in (
+        (quantize, "quantize", ["labels", "int4"]),
+        (distill, "distill", ["labels", "labels", "out"]),
+    ):
+        assert submit.entrypoint(config).endswith(f"python -m jobs.cli {command} job.yaml")
+        assert submit.local_paths(config) == local
+        submit.runtime_env(config, tmp_path)
+        sent = type(config).model_validate(yaml.safe_load((tmp_path / "job.yaml").read_text()))
+        assert sent.ray.address == "auto" and sent.output == str(Path.cwd() / config.output)
+    assert isinstance(sent, DistillConfig) and Path(sent.student).samefile(tiny_checkpoint)
+    assert sent.labels.sources == [str(Path.cwd() / "labels"), "s3://b/m.jsonl"] and sent.teacher == "embedded/teacher"
+
+
+def test_quantizing_runs_as_a_task_there(head: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    samples = {"sources": [str(write_manifest(tmp_path / "m.jsonl", 1))], "samples_per_language": 1}
+    conf = tmp_path / "q.yaml"
+    options = {"model": str(tiny_checkpoint), "output": str(tmp_path / "int4"), "calibration": samples}
+    conf.write_text(yaml.safe_dump(options | {"group_size": 32, "algorithm": "rtn"}))
+    sent = shardscribe("submit", "quantize", conf, "--address", head)
+    assert sent.exit_code == 0 and "14 layers in int4" in sent.output, sent.output
+    assert (tmp_path / "int4" / "packed" / "model.safetensors").exists()
+    again = shardscribe("submit", "quantize", conf, "--address", head)
+    assert again.exit_code == 2 and f"output: {tmp_path / 'int4'} exists; name a new folder" in again.output

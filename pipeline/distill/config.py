@@ -36,6 +36,14 @@ class SamplesConfig(SpeechConfig):
     seed: int = 0
 
 
+class QuantizeRayConfig(Section):
+    """Where it runs: in the command itself, or as a task of a cluster, whose output folder has to be shared."""
+
+    address: str | None = None  # "auto": the cluster of this node; "ray://host:10001"
+    num_gpus: float = Field(0.0, ge=0)  # of the task
+    num_cpus: float = Field(1.0, gt=0)
+
+
 class QuantizeConfig(Section):
     model: str = "embedded/student"  # as engine.model
     revision: str | None = None
@@ -50,6 +58,7 @@ class QuantizeConfig(Section):
     exclude: list[str] = ["*audio_tower*", "*lm_head*"]  # layers that stay as they are, by the pattern of their name
     device: str = "auto"
     threads: PositiveInt | None = None
+    ray: QuantizeRayConfig = QuantizeRayConfig()
     storage: StorageConfig = StorageConfig()
 
     @field_validator("exclude")

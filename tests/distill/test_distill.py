@@ -11,10 +11,13 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,14 +28,17 @@ from typer.testing import CliRunner
 from jobs import distill as job
 from jobs import quantize
 from jobs.cli import app
+from pipeline.commit import logits_to_parquet
 from pipeline.config import ConfigError, EngineConfig, PseudolabelConfig, validate
 from pipeline.distill import state as states
 from pipeline.distill import train as training
 from pipeline.distill.alone import alone_in
-from pipeline.distill.config import DistillConfig, DistillRayConfig, QuantizeConfig
+from pipeline.distill.config import DistillConfig, DistillRayConfig, QuantizeConfig, SpeechConfig
+from pipeline.distill.examples import ExampleRef
 from pipeline.distill.fit import fit
 from pipeline.distill.log import TrainingLog, entries
 from pipeline.distill.quantize import load, quantized_linears
+from pipeline.distill.stored import StoredTeacher
 from pipeline.distill.student import Student
 from pipeline.distill.train import Training, best_folder, schedule
 from pipeline.distill.worker import TrainingError, Worker
@@ -40,6 +46,8 @@ from pipeline.engine.checkpoint import CheckpointError, resolve
 from pipeline.engine.create import create_engine
 from pipeline.engine.quantized import read
 from pipeline.schema import Hypothesis
+from pipeline.storage import StorageError
+from pipeline.units import TranscribedSegment
 from tests.distill.sources import write_manifest
 from tests.engine.tiny import build_checkpoint, segment
 
@@ -362,6 +370,27 @@ def test_what_cannot_be_trained_on_is_said_and_leaves_nothing(
     with pytest.raises((ConfigError, CheckpointError), match=message):
         job.run(validate(DistillConfig, options, "test"), Console(quiet=True))
     assert not list(tmp_path.iterdir())
+
+
+def test_audio_that_is_gone_ends_training_and_is_named(config: DistillConfig, tmp_path: Path) -> None:
+    line = {"audio_filepath": "gone.wav", "duration": 2.0, "text": "a", "lang": "en"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(StorageError, match=r"m.jsonl#1: \S+gone.wav: no such file"):
+        run(config.model_copy(update={"labels": SpeechConfig(sources=[str(tmp_path / "m.jsonl")])}))
+
+
+def test_a_teacher_that_stored_nothing_is_told_what_to_do(student: Path, manifest: str, tmp_path: Path) -> None:
+    ref = ExampleRef("a@0-1", "a.wav", 0.0, 1.0, "a", "English", "a", logits=str(tmp_path / "unit.parquet"))
+    with pytest.raises(ConfigError, match=r"unit.parquet is not there: label with engine.top_logprobs"):
+        StoredTeacher({}).likeliest(ref)
+    hypothesis = Hypothesis("a", "a", "English", [5], [-0.1], "stop", top_ids=np.array([[5, 6]], np.int32),
+                            top_logprobs=np.array([[-0.1, -2.0]], np.float32))  # fmt: skip
+    labelled = TranscribedSegment("a@0-1", "a", "a.wav", None, 0.0, 1.0, None, None, hypothesis, None)
+    (tmp_path / "unit.parquet").write_bytes(logits_to_parquet([labelled]))
+    found = StoredTeacher({}).likeliest(replace(ref, token_ids=array("i", [5])))
+    assert found.ids.tolist() == [[5, 6]] and found.logprobs[0].tolist() == pytest.approx([-0.1, -2.0], rel=1e-3)
+    with pytest.raises(StorageError, match="holds nothing of a@0-1 as it is labelled: run its job again"):
+        StoredTeacher({}).likeliest(replace(ref, token_ids=array("i", [7])))
 
 
 def test_names_that_no_layer_has_are_refused(config: DistillConfig) -> None:
