@@ -74,16 +74,17 @@ class Measured:
 
 
 class Bench:
-    """Measures systems on the held-out sets; the teacher's and the student's log-probabilities are kept."""
+    """Measures systems on the held-out sets in `folder`; the teacher's and the student's log-probabilities are kept."""
 
-    def __init__(self) -> None:
-        self._sets = {name: _batches(name) for name in SETS}
+    def __init__(self, folder: Path = HELDOUT_FOLDER) -> None:
+        self._folder = folder
+        self._sets = {name: _batches(folder / f"{name}.tar") for name in SETS}
         self._student, self._teacher = (self._logprobs(load(resolve(name), _CPU)) for name in (STUDENT, TEACHER))
 
     def measure(self, system: System) -> Measured:
         errors: dict[str, list[int]] = {name: [] for name in SETS}
         words: dict[str, list[int]] = {name: [] for name in SETS}
-        for answer in transcribe(system.engine):
+        for answer in transcribe(system.engine, self._folder):
             if answer.set_name in SETS:
                 errors[answer.set_name].append(answer.counts.num_errors)
                 words[answer.set_name].append(answer.counts.num_reference)
@@ -120,8 +121,8 @@ class _Batch:
     sizes: list[int]  # tokens of each recording
 
 
-def _batches(name: str) -> list[_Batch]:
-    (split,) = plan([InputConfig(path=str(HELDOUT_FOLDER / f"{name}.tar"))], {}, 1e9)
+def _batches(shard: Path) -> list[_Batch]:
+    (split,) = plan([InputConfig(path=str(shard))], {}, 1e9)
     examples = []
     for sample in samples(split, {}):
         assert sample.open is not None and sample.text_ref is not None and sample.language is not None
