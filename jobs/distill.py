@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline import storage
 from pipeline.cluster import connected
 from pipeline.config import ConfigError
 from pipeline.distill.config import DistillConfig
@@ -24,6 +25,7 @@ _LOOK_EVERY_S = 0.5
 def run(config: DistillConfig, console: Console) -> None:
     """Raises ConfigError, CheckpointError and StorageError for what cannot be trained on as configured, TrainingError
     when training cannot go on; the last state is kept."""
+    config = _absolute(config)
     output = DistilledOutput(config)
     student = student_checkpoint(config)
     teacher = resolve(config.teacher, config.teacher_revision, key="teacher") if config.teacher is not None else None
@@ -53,6 +55,19 @@ def run(config: DistillConfig, console: Console) -> None:
         f"{100 * best['error_rate']:.2f} %, cross-entropy {first['ce']:.4f} -> {best['ce']:.4f} on held-out speech. "
         f"Card: {output.model / 'README.md'}"
     )
+
+
+def _absolute(config: DistillConfig) -> DistillConfig:
+    """With whole paths: workers of Ray Train are in another folder."""
+    changed: dict[str, Any] = {"output": storage.resolve(config.output)}
+    for key in ("student", "teacher"):
+        model = getattr(config, key)
+        if model is not None and (folder := Path(model).expanduser()).is_dir():
+            changed[key] = str(folder.absolute())
+    for key in ("labels", "heldout"):
+        section = getattr(config, key)
+        changed[key] = section.model_copy(update={"sources": [storage.resolve(each) for each in section.sources]})
+    return config.model_copy(update=changed)
 
 
 def _check_labels(config: DistillConfig, refs: list[ExampleRef]) -> None:

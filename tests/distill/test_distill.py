@@ -230,9 +230,20 @@ def test_a_stored_teacher_teaches_what_a_live_one_does(tmp_path: Path, manifest:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_the_command_ends_with_a_model_that_runs_as_int4(config: DistillConfig, tmp_path: Path) -> None:
+def test_the_command_ends_with_a_model_that_runs_as_int4(
+    config: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With relative paths, as people write them."""
     conf = tmp_path / "d.yaml"
-    conf.write_text(yaml.safe_dump(config.model_copy(update={"output": str(tmp_path / "new")}).model_dump(mode="json")))
+    data = config.model_dump(mode="json") | {"output": "new"}
+    for place, key in (
+        (data, "student"),
+        (data, "teacher"),
+        *((data[name]["sources"], 0) for name in ("labels", "heldout")),
+    ):
+        place[key] = os.path.relpath(place[key], tmp_path)
+    conf.write_text(yaml.safe_dump(data))
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["distill", str(conf), "--debug"])
     assert result.exit_code == 0, result.output
     model = tmp_path / "new" / "model"
