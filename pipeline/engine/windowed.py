@@ -45,7 +45,7 @@ def transformer(tower: Qwen3ASRAudioEncoder, x: Tensor, mask: Tensor | None) -> 
     return embeddings
 
 
-def chunks_at_once(tower: Qwen3ASRAudioEncoder, chunks: Tensor) -> int:
+def _chunks_at_once(tower: Qwen3ASRAudioEncoder, chunks: Tensor) -> int:
     """How many chunks to convolve together: all of them, but on a CPU as many as its cache holds between two layers."""
     if chunks.is_cuda:
         return max(1, len(chunks))
@@ -53,7 +53,7 @@ def chunks_at_once(tower: Qwen3ASRAudioEncoder, chunks: Tensor) -> int:
     return max(1, _CACHE_BYTES // num_bytes)
 
 
-def convolved(tower: Qwen3ASRAudioEncoder, x: Tensor, width_left: Tensor | None) -> Tensor:
+def _convolved(tower: Qwen3ASRAudioEncoder, x: Tensor, width_left: Tensor | None) -> Tensor:
     """Chunks [M, 1, mels, 100] -> [M, 13, d]; `width_left` int64 [M] are the frames that each holds, where not all."""
     for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
         x = F.gelu(conv(x))
@@ -90,9 +90,9 @@ def encode(
     # upstream pads the last chunk of a clip to 100 frames, but not the only one: there the convolutions meet zeros
     widths = num_frames.clamp(max=chunk_frames)[:, None].expand(-1, num_chunks).flatten()[used]
     short = bool((num_frames < chunk_frames).any())
-    size = chunks_at_once(tower, x)
+    size = _chunks_at_once(tower, x)
     parts = zip(x.split(size), widths.to(mel.device).split(size), strict=True)
-    x = torch.cat([convolved(tower, part, width if short else None) for part, width in parts])  # [M, 13, d]
+    x = torch.cat([_convolved(tower, part, width if short else None) for part, width in parts])  # [M, 13, d]
     x = x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
     grid = x.new_zeros(batch * num_chunks, *x.shape[1:])
     grid[used_there] = x

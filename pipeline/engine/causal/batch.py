@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from pipeline.engine.base import EngineFailure
+from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
 from pipeline.engine.causal.decoder import Addition, StreamDecoder
 from pipeline.engine.causal.penalties import Penalties
 from pipeline.engine.causal.settings import Settings
 from pipeline.engine.causal.state import Prompt, Resume, Stream, StreamError, Update, check_audio, new_stream
 from pipeline.engine.causal.stream_mel import StreamMel
-from pipeline.engine.causal.tower import FRAMES_PER_STEP, StreamTower
+from pipeline.engine.causal.tower import StreamTower
 from pipeline.engine.inbox import SEGMENT_ERRORS, describe, is_out_of_memory
 from pipeline.engine.model import LoadedModel, SegmentError
 from pipeline.schema import SAMPLE_RATE_HZ, Segment

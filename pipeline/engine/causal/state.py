@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.engine.base import EngineFailure
 from pipeline.engine.causal.commit import CommitPolicy, Committer, between
+from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
 from pipeline.engine.causal.stream_mel import StreamAudio, first_sample_of
-from pipeline.engine.causal.tower import FRAMES_PER_STEP
 from pipeline.engine.mel import HOP
 from pipeline.schema import SAMPLE_RATE_HZ
 
@@ -91,9 +91,11 @@ class Prompt:
 @dataclass(slots=True)
 class OpenSegment:
     """`first_frame` of the stream; of its frames `num_frames` are encoded in a slot, and `num_heard` have a hypothesis:
-    more than are encoded where the slot was lost, and those are encoded again without decoding. The loudest log-mel
-    power is `peak` before it, `loudest` up to `num_frames`, `heard_peak` up to `num_heard`. `embeddings` the decoder has
-    not been given yet, of `num_cached` positions it holds keys and values."""
+    more than are encoded where the slot was lost, and those are encoded again without decoding.
+
+    The loudest log-mel power is `peak` before it, `loudest` up to `num_frames`, `heard_peak` up to `num_heard`.
+    `embeddings` the decoder has not been given yet, of `num_cached` positions it holds keys and values.
+    """
 
     first_frame: int
     peak: float

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
 from torch import Tensor
 
-from pipeline.engine.windowed import chunks_at_once, convolved, transformer
+from pipeline.engine.causal.convolutions import FRAMES_PER_STEP, ChunkConvolutions
+from pipeline.engine.windowed import transformer
 
-FRAMES_PER_STEP = 8  # three convolutions of stride 2
 STEP_S = 0.08
 
 
@@ -51,15 +51,13 @@ def position_embedding(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def embed(tower: Qwen3ASRAudioEncoder, mel: Tensor, positions: Tensor) -> Tensor:
+def embed(convolve: ChunkConvolutions, mel: Tensor, positions: Tensor) -> Tensor:
     """Convolutions and positions: mel [B, T, mels], positions int64 [B, T // 8] -> [B, T // 8, d_model]."""
     batch, num_frames, num_mels = mel.shape
     num_steps = num_frames // FRAMES_PER_STEP
-    chunks = mel[:, : num_steps * FRAMES_PER_STEP].reshape(-1, FRAMES_PER_STEP, num_mels).transpose(1, 2)[:, None]
-    parts = chunks.split(chunks_at_once(tower, chunks)) if len(chunks) else ()
-    dim: int = tower.config.d_model
-    x = torch.cat([convolved(tower, part, None) for part in parts]) if parts else mel.new_zeros(0, 1, dim)
-    return x.view(batch, num_steps, dim) + position_embedding(positions, dim).to(x.dtype)
+    x = convolve(mel[:, : num_steps * FRAMES_PER_STEP].reshape(-1, FRAMES_PER_STEP, num_mels))
+    x = x.view(batch, num_steps, -1)
+    return x + position_embedding(positions, x.shape[-1]).to(x.dtype)
 
 
 def encode_whole(
@@ -77,7 +75,7 @@ def encode_whole(
     length = mel.shape[1] // FRAMES_PER_STEP
     steps = torch.arange(length, device=mel.device)
     offsets = torch.zeros(len(mel), dtype=torch.int64, device=mel.device) if offsets is None else offsets
-    x = embed(tower, mel, offsets[:, None] + steps)
+    x = embed(ChunkConvolutions(tower), mel, offsets[:, None] + steps)
     block = steps // geometry.block_steps
     seen = (block <= block[:, None]) & (steps > steps[:, None] - geometry.left_steps)  # [queries, keys]
     mask = seen[None, None]
@@ -92,6 +90,8 @@ class StreamTower:
 
     def __init__(self, tower: Qwen3ASRAudioEncoder, geometry: Geometry, num_slots: int) -> None:
         self._tower, self.geometry = tower, geometry
+        with torch.inference_mode():
+            self._convolve = ChunkConvolutions(tower)
         weight = tower.conv_out.weight
         self._device, self._dtype = weight.device, weight.dtype
         heads = tower.config.encoder_attention_heads
@@ -128,7 +128,7 @@ class StreamTower:
         mask = torch.cat([self._ring_mask(began, steps, used), self._block_mask(own, steps)], dim=-1)[:, None]
         places = (began[:, None] + steps) % self.geometry.left_steps
         written = (steps < own[:, None]).nonzero(as_tuple=True) if (sizes < length).any() else None
-        x = embed(self._tower, mel.to(self._device, self._dtype), began[:, None] + steps)
+        x = embed(self._convolve, mel.to(self._device, self._dtype), began[:, None] + steps)
         for layer, keys, values in zip(self._tower.layers, self._keys, self._values, strict=True):
             x = self._layer(layer, x, keys, values, rows, used, mask, places, written)
         self.num_steps[list(slots)] += sizes
