@@ -31,10 +31,10 @@ _ORDINAL_DOT = frozenset(
 )  # fmt: skip
 
 # written without spaces: each character counts as a word
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
-_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+"
-_TOKEN = regex.compile(rf"[{_UNSPACED}]|{_WORD}(?:['’]{_WORD})*", regex.V1)
-_IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]")
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
+_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+"
+_TOKEN = regex.compile(rf"[{UNSPACED}]|{_WORD}(?:['’]{_WORD})*", regex.V1)
+_IS_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 
 
 def tokens(text: str) -> list[str]:

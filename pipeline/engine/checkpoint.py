@@ -66,7 +66,7 @@ def resolve(
     elif Path(model).expanduser().is_dir():
         path, commit = Path(model).expanduser().resolve(), None
     elif _HUB_ID.fullmatch(model):
-        path = _download(model, revision, key)
+        path = download(model, revision, key)
         commit = path.name
     else:
         raise CheckpointError(
@@ -129,10 +129,10 @@ def _embedded_names() -> str:
     return f"embedded models: {', '.join(embedded_models()) or 'none in this installation'}"
 
 
-def _download(model: str, revision: str | None, key: str) -> Path:
+def download(model: str, revision: str | None, key: str) -> Path:
+    """A snapshot of a Hub id, or the one in the local cache when the Hub cannot be reached. Raises CheckpointError."""
     at = f" at revision {revision!r}" if revision else ""
     try:
-        # Falls back to a cached snapshot by itself when the Hub cannot be reached.
         return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
     except GatedRepoError as error:
         raise CheckpointError(f"{model} is gated: accept its terms on the Hub and set HF_TOKEN") from error

@@ -22,18 +22,22 @@ DTYPES = (torch.float32, torch.bfloat16)
 _ROWS_WORTH_A_THREAD = 8
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor | None = None) -> Tensor:
     """Queries [B, kv_heads, group, head_dim] over keys and values [S >= B, kv_heads, width, head_dim], each row up to
-    and with its position of int64 [B] -> like queries. On the CPU, in float32 or bfloat16; sums are float32."""
+    and with its position of int64 [B] -> like queries. Row i looks at slot i, or at `slots[i]` of int64 [B]. On the
+    CPU, in float32 or bfloat16; sums are float32."""
     num_rows, num_heads, group, head_dim = queries.shape
+    slots = torch.arange(num_rows) if slots is None else slots
     length = int(positions.max()) + 1
     scaled = queries.float() * head_dim**-0.5
     scores = torch.empty(num_rows, num_heads, group, length)
     mixed = torch.empty(num_rows, num_heads, group, head_dim)
-    scaled_, keys_, values_, positions_ = map(_numpy, (scaled, keys, values, positions))
-    _by_rows(num_rows, lambda rows: _scores(scaled_[rows], keys_[rows], positions_[rows], _numpy(scores[rows])))
+    scaled_, keys_, values_, positions_, slots_ = map(_numpy, (scaled, keys, values, positions, slots))
+    _by_rows(num_rows, lambda rows: _scores(scaled_[rows], keys_, slots_[rows], positions_[rows], _numpy(scores[rows])))
     shares = torch.softmax(scores, dim=-1)
-    _by_rows(num_rows, lambda rows: _mix(_numpy(shares[rows]), values_[rows], positions_[rows], _numpy(mixed[rows])))
+    _by_rows(
+        num_rows, lambda rows: _mix(_numpy(shares[rows]), values_, slots_[rows], positions_[rows], _numpy(mixed[rows]))
+    )
     return mixed.to(queries.dtype)
 
 
@@ -86,28 +90,29 @@ def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
 
 
 @_compiled
-def _scores(queries: Any, keys: Any, positions: Any, scores: Any) -> None:
+def _scores(queries: Any, keys: Any, slots: Any, positions: Any, scores: Any) -> None:
     num_rows, num_heads, group, head_dim = queries.shape
     for row in range(num_rows):
-        end = positions[row] + 1
+        end, slot = positions[row] + 1, slots[row]
         for head in range(num_heads):
             for at in range(end):
                 for query in range(group):
                     total = np.float32(0)
                     for i in range(head_dim):
-                        total += queries[row, head, query, i] * _wide(keys[row, head, at, i])
+                        total += queries[row, head, query, i] * _wide(keys[slot, head, at, i])
                     scores[row, head, query, at] = total
             scores[row, head, :, end:] = -np.inf
 
 
 @_compiled
-def _mix(shares: Any, values: Any, positions: Any, mixed: Any) -> None:
+def _mix(shares: Any, values: Any, slots: Any, positions: Any, mixed: Any) -> None:
     num_rows, num_heads, group, head_dim = mixed.shape
     for row in range(num_rows):
+        slot = slots[row]
         for head in range(num_heads):
             mixed[row, head] = 0
             for at in range(positions[row] + 1):
                 for query in range(group):
                     share = shares[row, head, query, at]
                     for i in range(head_dim):
-                        mixed[row, head, query, i] += share * _wide(values[row, head, at, i])
+                        mixed[row, head, query, i] += share * _wide(values[slot, head, at, i])

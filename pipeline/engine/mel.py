@@ -39,6 +39,11 @@ class LogMel(nn.Module):
         # below what any frame has, so that it sets no maximum
         return _compressed(self._log(spectrum).where(inside, -torch.inf)).where(inside, 0.0)
 
+    def log(self, audio: Tensor) -> Tensor:
+        """Frames whose samples are all there, before the range is compressed: [B, 400 + 160 (T - 1)] -> log10 of mel
+        power [B, 128, T]."""
+        return self._log(torch.stft(audio, NUM_FFT, HOP, window=self.window, center=False, return_complex=True))
+
     def _log(self, spectrum: Tensor) -> Tensor:
         parts = torch.view_as_real(spectrum)
         mel = self.filters @ torch.addcmul(parts[..., 0].square(), parts[..., 1], parts[..., 1])

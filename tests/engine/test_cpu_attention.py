@@ -42,6 +42,8 @@ def test_each_row_attends_to_what_it_has_filled(
     finally:
         torch.set_num_threads(before)
     assert got.dtype == dtype
+    order = torch.randperm(num_rows)
+    torch.testing.assert_close(attend(queries[order], keys, values, at[order], order), got[order])
     torch.testing.assert_close(
         got.float(), want, atol=2e-2 if is_bfloat16 else 1e-5, rtol=1e-2 if is_bfloat16 else 1e-4
     )

@@ -1,0 +1,366 @@
+"""Many streams in one model: each is at its own age, and what is to do for several is done at once.
+
+A turn either hears the next block of some streams (log-mel, tower, and one pass of the decoder that checks their last
+hypotheses) or moves all that are decoding one token on. Which streams meet in a turn changes no text. One thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.engine.base import EngineFailure
+from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
+from pipeline.engine.causal.decoder import Addition, StreamDecoder
+from pipeline.engine.causal.penalties import Penalties
+from pipeline.engine.causal.settings import Settings
+from pipeline.engine.causal.state import Prompt, Resume, Stream, StreamError, Update, check_audio, new_stream
+from pipeline.engine.causal.stream_mel import StreamMel
+from pipeline.engine.causal.tower import StreamTower
+from pipeline.engine.inbox import SEGMENT_ERRORS, describe, is_out_of_memory
+from pipeline.engine.model import LoadedModel, SegmentError
+from pipeline.schema import SAMPLE_RATE_HZ, Segment
+
+_NEVER_SAID = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|im_start|>")
+_HEAR_SHARE = 8  # an eighth of the streams with something to do is worth a pass
+_EXPECTED_PROMPT = 64
+
+
+class StreamBatch:
+    """Open streams of one model. `clock` gives seconds."""
+
+    def __init__(self, loaded: LoadedModel, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._loaded, self._settings, self._clock = loaded, settings, clock
+        thinker: Any = loaded.model.thinker
+        self._tokenizer = loaded.processor.tokenizer
+        self._audio_token_id: int = thinker.config.audio_token_id
+        self._eos = frozenset(loaded.eos_token_ids)
+        vocabulary = self._tokenizer.get_vocab()
+        never = tuple(vocabulary[token] for token in _NEVER_SAID if token in vocabulary)
+        penalties = Penalties(settings.repetition_penalty, settings.no_repeat_ngram, never)
+        self._mel = StreamMel(thinker.audio_tower.config.num_mel_bins, loaded.device)
+        self._tower = StreamTower(thinker.audio_tower, settings.geometry, settings.slots)
+        self._decoder = StreamDecoder(thinker, settings.slots, self._width(_EXPECTED_PROMPT), penalties, loaded.int4)
+        self._prompts: dict[tuple[str | None, str], Prompt] = {}
+        self._streams: dict[str, Stream] = {}
+        self._holders: list[Stream | None] = [None] * settings.slots
+        self._waiting: deque[Stream] = deque()  # for a slot
+        self._decoding: list[Stream] = []
+        self._updates: list[Update] = []
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @property
+    def num_waiting(self) -> int:
+        """Streams that have something to do and no slot."""
+        return len(self._waiting)
+
+    @property
+    def num_in_slots(self) -> int:
+        return sum(holder is not None for holder in self._holders)
+
+    def open(
+        self, stream_id: str, language: str | None = None, context: str = "", resume: Resume | None = None
+    ) -> Stream:
+        """A new stream, or one that goes on at `resume`. Raises StreamError."""
+        if stream_id in self._streams:
+            raise StreamError("bad_stream", f"stream {stream_id!r} is open already")
+        if len(self._streams) >= self._settings.max_streams:
+            raise StreamError("too_many_streams", f"{len(self._streams)} are open, which is max_streams")
+        prompt = self._prompt(language, context)
+        stream = new_stream(stream_id, prompt, self._settings.commit, resume or Resume())
+        stream.idle_since = self._clock()
+        self._streams[stream_id] = stream
+        return stream
+
+    def room(self, stream: Stream) -> int:
+        """Samples that `stream` takes now."""
+        return max(0, int(self._settings.max_waiting_s * SAMPLE_RATE_HZ) - stream.waiting_samples)
+
+    def push(self, stream: Stream, pcm: np.ndarray, sample_rate_hz: int = SAMPLE_RATE_HZ) -> None:
+        """More audio of a stream: int16 [n], any n. Raises StreamError, and then has taken none of it."""
+        check_audio(pcm, sample_rate_hz)
+        if stream.audio.is_ended or stream.is_done:
+            raise StreamError("ended", f"stream {stream.stream_id!r} has ended and takes no more audio")
+        if len(pcm) > self.room(stream):
+            raise StreamError(
+                "overrun", f"stream {stream.stream_id!r} has more than {self._settings.max_waiting_s} s waiting"
+            )
+        stream.audio.append(pcm)
+        self._look(stream)
+
+    def end(self, stream: Stream) -> None:
+        """No more audio comes: what is held back will be said."""
+        stream.audio.is_ended = True
+        self._look(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """Forgets a stream at once."""
+        self._forget(stream)
+
+    def turn(self) -> list[Update]:
+        """Does some of what there is to do: what streams have said with it. Nothing when `has_work` is False."""
+        self._give_slots()
+        batch = self._chosen()
+        streams, work = (batch, self._hear) if batch else (list(self._decoding), self._step)
+        if streams:
+            try:
+                work(streams)
+            except torch.AcceleratorError:
+                raise
+            except SEGMENT_ERRORS as error:
+                self._fail_or_retry([stream for stream in streams if not stream.is_done], error)
+        updates, self._updates = self._updates, []
+        return updates
+
+    @property
+    def has_work(self) -> bool:
+        """False when only more audio, or time, gives a turn something to do."""
+        return bool(self._decoding or self._ready() or (self._waiting and self._slot_to_give() is not None))
+
+    # which streams
+
+    def _look(self, stream: Stream) -> None:
+        """After something has come for a stream."""
+        if stream.has_work(self._settings.geometry.block_frames):
+            stream.idle_since = self._clock()
+            if stream.slot is None and not stream.is_waiting:
+                stream.is_waiting = True
+                self._waiting.append(stream)
+
+    def _is_ready(self, stream: Stream) -> bool:
+        return not stream.is_decoding and stream.has_work(self._settings.geometry.block_frames)
+
+    def _ready(self) -> list[Stream]:
+        """Streams in slots that have a block to hear, or have ended."""
+        return [each for each in self._holders if each is not None and self._is_ready(each)]
+
+    def _chosen(self) -> list[Stream]:
+        """Whom to hear now: nobody while it is better to go on decoding."""
+        ready = self._ready()
+        if any(each.alone for each in self._decoding):
+            return []
+        alone = [each for each in ready if each.alone]
+        if alone:
+            return [] if self._decoding else alone[:1]
+        if self._decoding and len(ready) * _HEAR_SHARE < len(ready) + len(self._decoding):
+            return []
+        return ready[: self._settings.batch]
+
+    def _give_slots(self) -> None:
+        while self._waiting and (slot := self._slot_to_give()) is not None:
+            stalled = self._holders[slot]
+            if stalled is not None:
+                self._leave_slot(stalled)
+            stream = self._waiting.popleft()
+            stream.is_waiting, stream.slot, self._holders[slot] = False, slot, stream
+            self._tower.reset([slot])
+
+    def _slot_to_give(self) -> int | None:
+        """A free slot, else that of the stream that has been without audio for longest, if that is long enough."""
+        if None in self._holders:
+            return self._holders.index(None)
+        before = self._clock() - self._settings.park_after_s
+        idle = [
+            each
+            for each in self._holders
+            if each is not None and not each.is_decoding and not self._is_ready(each) and each.idle_since <= before
+        ]
+        return min(idle, key=lambda each: each.idle_since).slot if idle else None
+
+    def _leave_slot(self, stream: Stream) -> None:
+        if stream.slot is not None:
+            self._holders[stream.slot] = None
+            stream.slot = None
+        if stream.is_decoding:
+            stream.is_decoding = False
+            self._decoding.remove(stream)
+        stream.segment.start_over()
+
+    def _forget(self, stream: Stream) -> None:
+        self._leave_slot(stream)
+        stream.is_done = True
+        if stream.is_waiting:
+            self._waiting.remove(stream)
+            stream.is_waiting = False
+        self._streams.pop(stream.stream_id, None)
+
+    # the work
+
+    def _hear(self, batch: Sequence[Stream]) -> None:
+        """The next block of each, and the decoder's pass over it."""
+        geometry = self._settings.geometry
+        streams, num_frames = [], []
+        for stream in batch:
+            frames = stream.frames_to_hear(geometry.block_frames)
+            if frames == 0:
+                self._end(stream)
+                continue
+            is_full = frames == geometry.block_frames
+            if is_full and self._settings.roll.ends_before(stream.num_heard_steps, geometry.block_steps):
+                self._roll(stream, "", "cap")
+            if stream.slot is not None:
+                streams.append(stream)
+                is_new = stream.segment.num_frames == stream.segment.num_heard
+                num_frames.append(frames if is_new else geometry.block_frames)
+        if streams:
+            self._encode(streams, num_frames)
+        new = [stream for stream in streams if stream.segment.num_frames > stream.segment.num_heard]
+        if new:
+            self._read(new)
+
+    def _encode(self, streams: list[Stream], num_frames: list[int]) -> None:
+        geometry = self._settings.geometry
+        windows = [each.audio.window(each.next_frame, count) for each, count in zip(streams, num_frames, strict=True)]
+        mel, peaks = self._mel(windows, [each.segment.loudest for each in streams])
+        if mel.shape[1] < geometry.block_frames:
+            mel = torch.nn.functional.pad(mel, (0, 0, 0, geometry.block_frames - mel.shape[1]))
+        steps = [count // FRAMES_PER_STEP for count in num_frames]
+        embeddings = self._tower.encode(_slots(streams), mel, steps)
+        for stream, rows, count, size, peak in zip(streams, embeddings, num_frames, steps, peaks, strict=True):
+            segment = stream.segment
+            segment.embeddings.append(rows[:size])
+            segment.num_frames += count
+            segment.loudest = peak
+
+    def _read(self, streams: Sequence[Stream]) -> None:
+        """The decoder's pass over what was encoded."""
+        additions = [self._addition(stream) for stream in streams]
+        audio = [rows for stream in streams for rows in stream.segment.embeddings]
+        found = self._decoder.extend(additions, torch.cat(audio))
+        for stream, addition, one in zip(streams, additions, found, strict=True):
+            segment = stream.segment
+            segment.embeddings = []
+            segment.num_cached = len(stream.prompt.head) + segment.num_steps
+            segment.token_ids, segment.logprobs = list(addition.draft[: one.num_accepted]), one.logprobs[:-1]
+            stream.is_decoding = True
+            self._decoding.append(stream)
+            self._say(stream, one.token, one.logprobs[-1])
+
+    def _addition(self, stream: Stream) -> Addition:
+        segment, prompt = stream.segment, stream.prompt
+        assert stream.slot is not None
+        audio = [self._audio_token_id] * sum(map(len, segment.embeddings))
+        head = [] if segment.num_cached else prompt.head
+        draft = segment.draft[: self._settings.max_new_tokens - 1]
+        return Addition(stream.slot, segment.num_cached, [*head, *audio, *prompt.tail, *draft], draft)
+
+    def _step(self, streams: Sequence[Stream]) -> None:
+        tokens, logprobs = self._decoder.step(_slots(streams))
+        for stream, token, logprob in zip(streams, tokens, logprobs, strict=True):
+            self._say(stream, token, logprob)
+
+    def _say(self, stream: Stream, token: int, logprob: float) -> None:
+        """The next token of a stream's hypothesis."""
+        if math.isnan(logprob):
+            self._fail(stream, "not_finite", f"the model's logits are NaN in {self._loaded.info.dtype}")
+            return
+        segment = stream.segment
+        segment.token_ids.append(token)
+        segment.logprobs.append(logprob)
+        is_end = token in self._eos
+        if not is_end and len(segment.token_ids) < self._settings.max_new_tokens:
+            return
+        stream.is_decoding = False
+        self._decoding.remove(stream)
+        segment.draft = segment.token_ids[:-1] if is_end else segment.token_ids
+        segment.finish_reason = "stop" if is_end else "length"
+        self._take(stream)
+
+    def _take(self, stream: Stream) -> None:
+        """A hypothesis is whole."""
+        segment = stream.segment
+        segment.text_raw = self._tokenizer.decode(
+            segment.draft, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        segment.language, segment.text = _parsed(segment.text_raw)
+        segment.num_heard, segment.heard_peak = segment.num_frames, segment.loudest
+        stream.alone, stream.idle_since = False, self._clock()
+        text = stream.publish(segment.committer.take(segment.text))
+        language = stream.prompt.language or segment.language
+        if self._settings.roll.ends_after(stream.num_heard_steps, segment.text, language):
+            self._roll(stream, text, "sentence")
+        else:
+            self._updates.append(Update(stream.stream_id, text, segment.committer.tail(), stream.heard_s))
+
+    def _roll(self, stream: Stream, text: str, why: str) -> None:
+        """The open segment ends, after `text` of it; another stream may have the slot, if one waits."""
+        rest, closed = stream.close(self._settings.commit, why)
+        assert stream.slot is not None
+        self._tower.reset([stream.slot])
+        if self._waiting or not self._is_ready(stream):
+            self._leave_slot(stream)
+            self._look(stream)
+        self._updates.append(Update(stream.stream_id, text + rest, "", stream.heard_s, closed))
+
+    def _end(self, stream: Stream) -> None:
+        """The stream is over, and all of it heard."""
+        text, closed = stream.close(self._settings.commit, "end") if stream.segment.num_heard else ("", None)
+        self._forget(stream)
+        self._updates.append(Update(stream.stream_id, text, "", stream.heard_s, closed, is_last=True))
+
+    # what goes wrong
+
+    def _fail(self, stream: Stream, code: str, detail: str) -> None:
+        error = EngineFailure(stream.stream_id, code, detail)
+        self._updates.append(Update(stream.stream_id, "", "", stream.heard_s, error=error))
+        self._forget(stream)
+
+    def _fail_or_retry(self, streams: Sequence[Stream], error: BaseException) -> None:
+        """One stream fails; of several each is heard again by itself."""
+        if len(streams) == 1:
+            code = "out_of_memory" if is_out_of_memory(error) else "engine_error"
+            self._fail(streams[0], code, describe(error))
+            return
+        for stream in streams:
+            self._leave_slot(stream)
+            stream.alone = True
+            self._look(stream)
+
+    # prompts
+
+    def _prompt(self, language: str | None, context: str) -> Prompt:
+        key = (language, context)
+        if key not in self._prompts:
+            if len(self._prompts) >= 1000:
+                self._prompts.clear()
+            try:
+                text, forced = self._loaded.prompt(Segment("", np.zeros(0, np.int16), language, context))
+            except SegmentError as error:
+                raise StreamError(error.code, str(error)) from error
+            ids = self._tokenizer(text)["input_ids"]
+            at = ids.index(self._audio_token_id)
+            self._prompts[key] = Prompt(ids[:at], ids[at + 1 :], forced)
+            self._require_width(len(ids))
+        return self._prompts[key]
+
+    def _width(self, prompt_length: int) -> int:
+        """Cache positions of a slot."""
+        most_steps = max(self._settings.roll.max_steps, self._settings.geometry.block_steps)
+        return prompt_length + most_steps + self._settings.geometry.block_steps + self._settings.max_new_tokens
+
+    def _require_width(self, prompt_length: int) -> None:
+        if self._width(prompt_length) > self._decoder.width:
+            slots = self._settings.slots
+            self._decoder.resize(slots, self._width(prompt_length), range(slots))
+
+
+def _slots(streams: Sequence[Stream]) -> list[int]:
+    return [stream.slot for stream in streams if stream.slot is not None]
+
+
+def _parsed(raw: str) -> tuple[str, str]:
+    """Language and text of what the model writes, where no language is forced: `language English<asr_text>...`."""
+    before, tag, text = raw.rpartition("<asr_text>")
+    if tag:
+        return before.partition("language ")[2].strip(), text.strip()
+    if raw.startswith("language "):
+        return raw.removeprefix("language ").strip(), ""
+    return "", raw.strip()
