@@ -44,7 +44,7 @@ def run(config: DistillConfig, console: Console) -> None:
     say(f"{len(refs):,} examples, {hours:,.2f} h; {config.steps:,} steps. Output: {output.folder}")
     with connected(config.ray.address):
         from pipeline.distill.fit import fit  # not above: Ray reads its environment when it is imported
-        from pipeline.distill.train import train
+        from pipeline.distill.student import train
 
         with _Told(output.folder / "training.jsonl", config.steps, say):
             fit(partial(train, config), config.ray, output.folder / "ray", config.device)

@@ -75,7 +75,7 @@ class QuantizeConfig(Section):
         return self
 
 
-class DistillRayConfig(Section):
+class TrainingRayConfig(Section):
     """Where training runs. Of it only the number of workers changes what is learned."""
 
     address: str | None = None  # null: a local Ray; "auto": the cluster of this node; "ray://host:10001"
@@ -86,17 +86,11 @@ class DistillRayConfig(Section):
     retries: NonNegativeInt = 3  # after a worker or its node has died
 
 
-class DistillConfig(Section):
-    student: str  # a folder with ModelOpt's fake quantization: `fake-quant` of `shardscribe quantize`
-    teacher: str | None  # as engine.model; null: what `labels` stored of it (engine.top_logprobs)
-    teacher_revision: str | None = None
+class TrainingConfig(Section):
+    """What all trainings have."""
+
     output: str  # a local folder, or one that all workers share; the same command again goes on in it
-    labels: SpeechConfig  # what is learned from
     balance: float = Field(1.0, ge=0, le=1)  # 1: equally much of every language; 0: as there is
-    heldout: SamplesConfig  # what the best step is chosen on
-    alpha_kd: float = Field(0.5, ge=0, le=1)  # KL's share of the loss beside cross-entropy's
-    temperature: float = Field(1.0, gt=0)  # of both sides; stored teachers know 1 alone
-    trainable: Annotated[list[str], Field(min_length=1)] = ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.mlp.*"]
     steps: PositiveInt = 2000
     learning_rate: float = Field(1e-5, gt=0)
     warmup_steps: NonNegativeInt = 100
@@ -112,13 +106,52 @@ class DistillConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of forward passes; trained weights are float32
     device: str = "auto"
     readers: PositiveInt = 2  # threads that read audio ahead
-    ray: DistillRayConfig = DistillRayConfig()
+    ray: TrainingRayConfig = TrainingRayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> TrainingConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        return self
+
+
+class DistillConfig(TrainingConfig):
+    """Quantization-aware distillation."""
+
+    student: str  # a folder with ModelOpt's fake quantization: `fake-quant` of `shardscribe quantize`
+    teacher: str | None  # as engine.model; null: what `labels` stored of it (engine.top_logprobs)
+    teacher_revision: str | None = None
+    labels: SpeechConfig  # what is learned from
+    heldout: SamplesConfig  # what the best step is chosen on
+    alpha_kd: float = Field(0.5, ge=0, le=1)  # KL's share of the loss beside cross-entropy's
+    temperature: float = Field(1.0, gt=0)  # of both sides; stored teachers know 1 alone
+    trainable: Annotated[list[str], Field(min_length=1)] = ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.mlp.*"]
 
     @model_validator(mode="after")
     def _fits(self) -> DistillConfig:
         if self.teacher is None and self.temperature != 1:
             raise ValueError(f"temperature: {self.temperature:g} needs a live teacher; what is stored is that at 1")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        return self
+
+
+class TowerConfig(TrainingConfig):
+    """Self-distillation of a causal audio tower from the offline tower of the same model."""
+
+    model: str = "embedded/student"  # as engine.model; its tower is the teacher, and what training begins with
+    revision: str | None = None
+    speech: SpeechConfig  # what is heard; texts are not needed
+    heldout: SamplesConfig  # with texts: what the best step is chosen on
+    steps: PositiveInt = 3000
+    learning_rate: float = Field(1e-4, gt=0)
+    block_frames: Annotated[list[PositiveInt], Field(min_length=1)] = [96, 192]  # drawn for every batch
+    left_steps: PositiveInt = 195  # that a step sees, of 80 ms
+    cosine_weight: float = Field(0.5, ge=0)  # mean squared error + this * (1 - cosine)
+    offset_share: float = Field(0.5, ge=0, le=1)  # of examples that begin at a later position than 0
+    max_offset: PositiveInt = 6000  # of those, drawn evenly in their logarithm
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> TowerConfig:
+        if odd := [frames for frames in self.block_frames if frames % 8 or frames > 8 * self.left_steps]:
+            raise ValueError(f"block_frames: {odd[0]} must be a multiple of 8 within left_steps ({self.left_steps})")
         return self

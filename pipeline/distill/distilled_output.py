@@ -27,9 +27,9 @@ from pipeline.distill import state as states
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.examples import ExampleRef
 from pipeline.distill.log import entries
+from pipeline.distill.loop import best_folder
 from pipeline.distill.quantize import load
 from pipeline.distill.quantized_output import make_readable, write_other_forms
-from pipeline.distill.train import best_folder
 from pipeline.engine.checkpoint import Checkpoint, resolve
 from pipeline.engine.fake_quant import read_fake_quant
 from pipeline.output import changed_keys

@@ -58,11 +58,13 @@ def read_examples(
     languages: Sequence[str] = (),
     min_s: float = 0.0,
     max_s: float = 30.0,
+    with_text: bool = True,
 ) -> list[ExampleRef]:
     """The examples of all sources in order, from `min_s` to `max_s` seconds long: of `languages` (names or codes), or
     of every one where none is named.
 
-    A source is a NeMo manifest (each line with `duration`, `text` and `lang`) or the output folder of a transcribe job.
+    A source is a NeMo manifest (each line with `duration`, `lang` and, unless `with_text` is False, `text`) or the
+    output folder of a transcribe job.
     Raises ConfigError for a source without examples, and for a language that none of them has.
     """
     wanted = {language_name(name) for name in languages}
@@ -72,7 +74,7 @@ def read_examples(
         url = storage.resolve(source)
         is_output = storage.exists(storage.join(url, "shardscribe.yaml"), options)
         num_found = 0
-        for ref in (_pseudo_labels if is_output else _manifest)(url, options):
+        for ref in _pseudo_labels(url, options) if is_output else _manifest(url, options, with_text):
             num_found += 1
             if min_s <= ref.duration_s <= max_s:
                 there.add(ref.language)
@@ -89,7 +91,7 @@ def read_examples(
     return refs
 
 
-def _manifest(url: str, options: storage.Options) -> Iterator[ExampleRef]:
+def _manifest(url: str, options: storage.Options, with_text: bool) -> Iterator[ExampleRef]:
     if not url.lower().endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         raise ConfigError(
             f"{url} is neither a NeMo manifest (.jsonl) nor an output of `shardscribe transcribe`, which has a "
@@ -99,9 +101,9 @@ def _manifest(url: str, options: storage.Options) -> Iterator[ExampleRef]:
         missing = [
             name
             for name, value in (("duration", entry.duration_s), ("text", entry.text), ("lang", entry.language))
-            if not value
+            if not value and (with_text or name != "text")
         ]
-        if missing or entry.duration_s is None or entry.text is None or entry.language is None:
+        if missing or entry.duration_s is None or entry.language is None:
             raise ConfigError(f"{url}:{number} has no {' and no '.join(missing)}, which an example needs")
         audio = storage.join(storage.folder_of(url), entry.audio_filepath)
         yield ExampleRef(
@@ -109,7 +111,7 @@ def _manifest(url: str, options: storage.Options) -> Iterator[ExampleRef]:
             audio=audio,
             offset_s=entry.offset_s,
             duration_s=entry.duration_s,
-            text=entry.text,
+            text=entry.text or "",
             language=language_name(entry.language),
             recording_id=audio,
         )

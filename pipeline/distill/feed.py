@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.distill.audio import Loader
 from pipeline.distill.collate import NO_LOSS, collate
-from pipeline.distill.config import DistillConfig
+from pipeline.distill.config import TrainingConfig
 from pipeline.distill.examples import ExampleRef
 from pipeline.distill.loss import Likeliest
 from pipeline.distill.sampling import batches
 from pipeline.distill.stored import StoredTeacher
 from pipeline.storage import Options
+
+B = TypeVar("B")
+MakeBatch = Callable[[int, Sequence[ExampleRef]], B]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,6 @@ class Batch:
     targets: Tensor
     likeliest: Likeliest | None
 
-    @property
-    def audio_s(self) -> float:
-        return sum(ref.duration_s for ref in self.refs)
-
 
 class Reader:
     """Makes batches of examples; one a thread, as it keeps open what it reads."""
@@ -46,7 +45,7 @@ class Reader:
         self._loader = Loader(options)
         self._stored = StoredTeacher(options) if with_stored else None
 
-    def batch(self, refs: Sequence[ExampleRef]) -> Batch:
+    def __call__(self, number: int, refs: Sequence[ExampleRef]) -> Batch:
         """Raises StorageError and ConfigError that name the example which cannot be had."""
         tensors = collate([self._loader.load(ref) for ref in refs], self._processor, self._dtype, as_written=True)
         labels = tensors["labels"][:, 1:]
@@ -65,29 +64,30 @@ def _joined(parts: Sequence[Likeliest]) -> Likeliest:
 
 
 def feed(
-    refs: Sequence[ExampleRef], config: DistillConfig, processor: Any, dtype: torch.dtype, rank: int, skip: int
-) -> Generator[Batch]:
-    """The batches of worker `rank` without end, epoch after epoch, from the one after `skip` on."""
+    refs: Sequence[ExampleRef], config: TrainingConfig, make_reader: Callable[[], MakeBatch[B]], rank: int, skip: int
+) -> Generator[B]:
+    """The batches of worker `rank` without end, epoch after epoch, from the one after `skip` on. Every thread has a
+    reader of its own, which makes a batch of its number (from 0) and its examples."""
     local = threading.local()
 
-    def read(drawn: Sequence[ExampleRef]) -> Batch:
+    def read(number: int, drawn: Sequence[ExampleRef]) -> B:
         if not hasattr(local, "reader"):
-            local.reader = Reader(processor, dtype, config.teacher is None, config.storage.access)
-        made: Batch = local.reader.batch(drawn)
+            local.reader = make_reader()
+        made: B = local.reader(number, drawn)
         return made
 
-    drawn = islice(_without_end(refs, config, rank), skip, None)
+    drawn = islice(enumerate(_without_end(refs, config, rank)), skip, None)
     pool = ThreadPoolExecutor(config.readers, thread_name_prefix="reader")
-    ahead: deque[Future[Batch]] = deque(pool.submit(read, each) for each in islice(drawn, 2 * config.readers))
+    ahead: deque[Future[B]] = deque(pool.submit(read, *each) for each in islice(drawn, 2 * config.readers))
     try:
         while True:
             batch = ahead.popleft().result()
-            ahead.append(pool.submit(read, next(drawn)))
+            ahead.append(pool.submit(read, *next(drawn)))
             yield batch
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _without_end(refs: Sequence[ExampleRef], config: DistillConfig, rank: int) -> Iterator[list[ExampleRef]]:
+def _without_end(refs: Sequence[ExampleRef], config: TrainingConfig, rank: int) -> Iterator[list[ExampleRef]]:
     for epoch in count():
         yield from batches(refs, config.batch_audio_s, config.seed, epoch, rank, config.ray.workers, config.balance)

@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ConfigError
-from pipeline.distill.config import DistillRayConfig
+from pipeline.distill.config import TrainingRayConfig
 from pipeline.distill.worker import TrainingError, Worker
 from pipeline.engine.base import EngineError
 from pipeline.engine.checkpoint import CheckpointError
@@ -25,7 +25,7 @@ _OURS = (ConfigError, CheckpointError, EngineError, StorageError, TrainingError)
 Loop = Callable[[Worker], None]
 
 
-def fit(loop: Loop, config: DistillRayConfig, folder: Path, device: str) -> None:
+def fit(loop: Loop, config: TrainingRayConfig, folder: Path, device: str) -> None:
     """Runs `loop` in every worker, together, on the connected cluster; `folder`, which all nodes share, is for Ray.
 
     Workers that die are started again, all of them, so many times as `config.retries` says. Raises what the loop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,3 @@ class Heldout:
             language = example.ref.language
             counts[language] = counts.get(language, ErrorCounts()) + error_counts(example.ref.text, text, language)
         return {language: its.rate for language, its in sorted(counts.items())}
-
-
-def score(rates: Mapping[str, float], ce: float) -> tuple[float, float]:
-    """What is to go down: the mean error rate over languages, cross-entropy where it is the same."""
-    return sum(rates.values()) / len(rates), ce if math.isfinite(ce) else math.inf

@@ -31,16 +31,16 @@ from jobs.cli import app
 from pipeline.commit import logits_to_parquet
 from pipeline.config import ConfigError, EngineConfig, PseudolabelConfig, validate
 from pipeline.distill import state as states
-from pipeline.distill import train as training
+from pipeline.distill import student as training
 from pipeline.distill.alone import alone_in
-from pipeline.distill.config import DistillConfig, DistillRayConfig, QuantizeConfig, SpeechConfig
+from pipeline.distill.config import DistillConfig, QuantizeConfig, SpeechConfig, TrainingRayConfig
 from pipeline.distill.examples import ExampleRef
 from pipeline.distill.fit import fit
 from pipeline.distill.log import TrainingLog, entries
+from pipeline.distill.loop import Loop, best_folder, schedule
 from pipeline.distill.quantize import load, quantized_linears
 from pipeline.distill.stored import StoredTeacher
-from pipeline.distill.student import Student
-from pipeline.distill.train import Training, best_folder, schedule
+from pipeline.distill.student import QuantizedStudent, Writer
 from pipeline.distill.worker import TrainingError, Worker
 from pipeline.engine.checkpoint import CheckpointError, resolve
 from pipeline.engine.create import create_engine
@@ -126,11 +126,12 @@ def run(config: DistillConfig) -> None:
 
 def test_only_the_chosen_quantized_weights_learn_and_all_else_stands_still(config: DistillConfig) -> None:
     config = config.model_copy(update={"trainable": ["*.up_proj", "*.q_proj"]})
-    trained = Training(config, ALONE)
-    before = {name: tensor.clone() for name, tensor in trained._model.state_dict().items()}
+    task = QuantizedStudent(config, ALONE, torch.float32)
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    trained = Loop(config, task, ALONE, torch.float32)
     trained.run()
     trained.close()
-    after = trained._model.state_dict()
+    after = task.model.state_dict()
     moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
     assert moved == {
         name for name in before if name.endswith(("up_proj.weight", "q_proj.weight")) and ".model." in name
@@ -146,7 +147,7 @@ def test_it_learns_and_what_is_written_is_what_was_trained(config: DistillConfig
     assert held[-1]["kl"] < 0.8 * held[0]["kl"] and held[-1]["ce"] < held[0]["ce"]
     state = states.newest(output / "state")
     assert state is not None and state.step == 40 and best_folder(output, state.best_step).is_dir()
-    Student(resolve(config.student, quantization="fake_quant")).write(state.weights, tmp_path / "written")
+    Writer(resolve(config.student, quantization="fake_quant")).write(state.weights, tmp_path / "written")
     written = load(resolve(str(tmp_path / "written"), quantization="fake_quant"), CPU).model
     for name, linear in quantized_linears(written).items():
         trained = linear.weight_quantizer(state.weights[f"{name}.weight"]).to(torch.bfloat16)
@@ -159,14 +160,14 @@ def test_a_loop_that_is_stopped_goes_on_with_the_same_curve(
     run(config)
     other = config.model_copy(update={"output": str(tmp_path / "other")})
     Path(other.output).mkdir()
-    real = Training._learn
+    real = Loop._learn
 
-    def stop(self: Training, batches: Any) -> Any:
+    def stop(self: Loop[Any], batches: Any) -> Any:
         if self._step == 5:
             raise KeyboardInterrupt
         return real(self, batches)
 
-    monkeypatch.setattr(Training, "_learn", stop)
+    monkeypatch.setattr(Loop, "_learn", stop)
     with pytest.raises(KeyboardInterrupt):
         run(other)
     monkeypatch.undo()
@@ -189,7 +190,7 @@ def test_two_workers_learn_what_one_does_with_twice_the_batches(
         update={
             "steps": 5,
             "output": str(tmp_path / "two"),
-            "ray": DistillRayConfig.model_validate({"workers": 2, "num_cpus": 0.5, "parallel": parallel}),
+            "ray": TrainingRayConfig.model_validate({"workers": 2, "num_cpus": 0.5, "parallel": parallel}),
         }
     )
     Path(two.output).mkdir()
@@ -197,7 +198,7 @@ def test_two_workers_learn_what_one_does_with_twice_the_batches(
     for mine, its in zip(curve(tmp_path / "two"), curve(tmp_path / "out"), strict=True):
         assert mine == pytest.approx(its, rel=1e-4)
     # and one goes on alone where two stopped
-    one = two.model_copy(update={"steps": 6, "accumulate": 2, "ray": DistillRayConfig()})
+    one = two.model_copy(update={"steps": 6, "accumulate": 2, "ray": TrainingRayConfig()})
     run(one)
     assert [step for step, _, _ in curve(tmp_path / "two")] == list(range(1, 7))
 
@@ -308,14 +309,14 @@ def test_sigkill_then_the_same_command_gives_the_same_curve(config: DistillConfi
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = training.Training._logits, 0
+    real, calls = Loop._forward, 0
 
-    def poisoned(self: Training, tensors: Any) -> Any:
+    def poisoned(self: Loop[Any], tensors: Any) -> Any:
         nonlocal calls
         calls += torch.is_grad_enabled()
         return real(self, tensors) * (math.nan if calls == 4 else 1.0)
 
-    monkeypatch.setattr(Training, "_logits", poisoned)
+    monkeypatch.setattr(Loop, "_forward", poisoned)
     with pytest.raises(TrainingError, match=r"step 4: the loss is nan .* on the batch of \S+m.jsonl#\d+") as caught:
         run(config)
     output = Path(config.output)
@@ -341,7 +342,7 @@ def test_workers_that_die_start_again_and_mistakes_do_not(tmp_path: Path) -> Non
     def dies(worker: Worker) -> None:
         os._exit(1)
 
-    ray = DistillRayConfig(num_cpus=0.5, retries=1)
+    ray = TrainingRayConfig(num_cpus=0.5, retries=1)
     fit(dies_once, ray, tmp_path / "a", "cpu")
     assert (tmp_path / "ended").exists()
     with pytest.raises(ConfigError, match="labels: nothing there"):
@@ -422,7 +423,7 @@ def test_another_training_does_not_mix_in(config: DistillConfig, tmp_path: Path)
     DistilledOutput(config.model_copy(update={"log_every": 7})).claim(checkpoint, None, refs)
     for other, message in (
         (config.model_copy(update={"learning_rate": 1.0}), "changed: learning_rate"),
-        (config.model_copy(update={"ray": DistillRayConfig(workers=2)}), "changed: ray.workers"),
+        (config.model_copy(update={"ray": TrainingRayConfig(workers=2)}), "changed: ray.workers"),
     ):
         with pytest.raises(ConfigError, match=message):
             DistilledOutput(other).claim(checkpoint, None, refs)
