@@ -151,6 +151,23 @@ def submit_distill(
     _submit(DistillConfig, conf, address, overrides, detach, debug)
 
 
+@submit.command(
+    "distill-tower",
+    epilog=EXAMPLES + "shardscribe submit distill-tower conf/distill-tower.yaml --address http://head:8265",
+)
+def submit_distill_tower(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe distill-tower` takes it.")],
+    address: Address,
+    overrides: Set = None,
+    detach: Detach = False,
+    debug: Debug = False,
+) -> None:
+    """Run `shardscribe distill-tower CONF` on a cluster, as `submit distill` does."""
+    from pipeline.distill.config import TowerConfig
+
+    _submit(TowerConfig, conf, address, overrides, detach, debug)
+
+
 def _submit(model: type[Any], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool) -> None:
     console = Console(stderr=True)
     with mistakes_in_one_line(console, debug):
@@ -384,6 +401,28 @@ def distill(
 
         config = load_config(DistillConfig, conf, overrides or [])
         from jobs import distill as job
+
+        job.run(config, console)
+
+
+@app.command(
+    "distill-tower",
+    epilog=EXAMPLES + "shardscribe distill-tower conf/distill-tower.yaml\n\n"
+    "shardscribe distill-tower conf/distill-tower.yaml --set model=Qwen/Qwen3-ASR-0.6B "
+    "--set 'speech.sources=[labels/out]'",
+)
+def distill_tower(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/distill-tower.yaml is a complete one.")],
+    overrides: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Train a causal audio tower on what the offline tower of its model hears. Run the same command again to resume."""
+    console = Console(stderr=True)
+    with mistakes_in_one_line(console, debug):
+        from pipeline.distill.config import TowerConfig
+
+        config = load_config(TowerConfig, conf, overrides or [])
+        from jobs import distill_tower as job
 
         job.run(config, console)
 

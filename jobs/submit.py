@@ -32,7 +32,7 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import ConfigError, PseudolabelConfig, TranscribeConfig
-from pipeline.distill.config import DistillConfig, QuantizeConfig
+from pipeline.distill.config import DistillConfig, QuantizeConfig, TowerConfig
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
 EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 130
@@ -48,12 +48,13 @@ _RAY_LOGGERS = (  # they tell of uploads and closed connections in the format of
     "ray._private.runtime_env.packaging",
 )
 
-Config = TranscribeConfig | QuantizeConfig | DistillConfig
+Config = TranscribeConfig | QuantizeConfig | DistillConfig | TowerConfig
 _COMMANDS: dict[type[Config], str] = {
     TranscribeConfig: "transcribe",
     PseudolabelConfig: "pseudolabel",
     QuantizeConfig: "quantize",
     DistillConfig: "distill",
+    TowerConfig: "distill-tower",
 }
 
 Write = Callable[[str], object]
@@ -129,7 +130,7 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Where in a configuration a path or a URL stands: `place[key]`."""
     for source in data.get("inputs", []):
         yield source, "path"
-    for section in filter(None, (data.get(name) for name in ("labels", "calibration", "heldout"))):
+    for section in filter(None, (data.get(name) for name in ("labels", "speech", "calibration", "heldout"))):
         sources = section.get("sources", [])
         yield from ((sources, i) for i in range(len(sources)))
     yield data, "output"

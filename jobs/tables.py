@@ -17,6 +17,7 @@ from pipeline.embedded.unlabeled import write_unlabeled
 SEEDS = (0, 1, 2)
 BITS = (4, 3, 2)
 _TOP = 16
+_RATES = {4: 2e-5, 3: 4e-5, 2: 1e-4}  # of learning, by bits: the coarser, the further is the way
 
 
 def run(fsdd: Path, work: Path, bits: list[int], console: Console) -> None:
@@ -79,15 +80,16 @@ def _distilled(awq: System, work: Path, labels: dict[str, str], console: Console
     name = f"int{awq.bits}-qad-{awq.seed}"
     options: dict[str, Any] = {
         "student": str(awq.folder / "fake-quant"),
-        "teacher": TEACHER,
+        "teacher": None,  # as it is stored beside its labels
         "output": str(work / "distilled" / name),
         "labels": {"sources": [labels["train"]]},
         "heldout": {"sources": [labels["dev"]], "samples_per_language": 40},
-        "steps": 500,
-        "learning_rate": 1e-4,
-        "warmup_steps": 25,
+        "steps": 300,
+        "learning_rate": _RATES[awq.bits],
+        "warmup_steps": 30,
         "batch_audio_s": 60,
-        "evaluate_every": 125,
+        "evaluate_every": 100,
+        "best_by": "loss",
         "log_every": 25,
         "seed": awq.seed,
     }

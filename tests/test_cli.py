@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from pipeline.config import TranscribeConfig, load_config
-from pipeline.distill.config import DistillConfig, QuantizeConfig, SamplesConfig
+from pipeline.distill.config import DistillConfig, QuantizeConfig, SamplesConfig, TowerConfig, TrainingConfig
 from tests.conftest import make_config, write_tar
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,8 @@ def test_transcribe_then_status(conf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    load_config({"quantize": QuantizeConfig, "distill": DistillConfig}.get(path.stem, TranscribeConfig), path)
+    models = {"quantize": QuantizeConfig, "distill": DistillConfig, "distill-tower": TowerConfig}
+    load_config(models.get(path.stem, TranscribeConfig), path)
 
 
 def test_the_complete_configuration_names_every_key_with_its_default() -> None:
@@ -114,9 +115,10 @@ def test_the_complete_configuration_of_quantize_names_every_key_with_its_default
     assert written == default and written["calibration"].keys() == SamplesConfig.model_fields.keys()
 
 
-def test_the_complete_configuration_of_distill_names_every_key() -> None:
-    written = yaml.safe_load((ROOT / "conf" / "distill.yaml").read_text())
-    assert DistillConfig.model_validate(written).model_dump(mode="json") == written
+@pytest.mark.parametrize(("name", "model"), [("distill", DistillConfig), ("distill-tower", TowerConfig)])
+def test_the_complete_configurations_of_training_name_every_key(name: str, model: type[TrainingConfig]) -> None:
+    written = yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text())
+    assert model.model_validate(written).model_dump(mode="json") == written
 
 
 def test_models_lists_the_family_with_its_card() -> None:

@@ -48,6 +48,7 @@ LAYERS = (
         "jobs.pack",
         "jobs.quantize",
         "jobs.distill",
+        "jobs.distill_tower",
         "jobs.tables",
         "jobs.bench_pipeline",
         "jobs.bench",

@@ -100,6 +100,7 @@ class TrainingConfig(Section):
     batch_audio_s: float = Field(480.0, gt=0)  # of one batch of one worker, padding included
     accumulate: PositiveInt = 1  # batches a step
     evaluate_every: PositiveInt = 200  # steps
+    best_by: Literal["errors", "loss"] = "errors"  # errors tell little where there is little held-out speech
     save_every: PositiveInt = 100
     log_every: PositiveInt = 10
     seed: int = 0

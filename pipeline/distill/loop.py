@@ -60,7 +60,7 @@ class Task(Protocol[B]):
         """Means over its tokens; "loss" is to go down."""
 
     def heldout(self, forward: Forward) -> dict[str, float]:
-        """Losses on held-out speech; the first of them decides between steps with as many errors."""
+        """Losses on held-out speech; the first of them can decide which step is the best."""
 
     def write(self, weights: Mapping[str, Tensor], folder: Path) -> None:
         """What engines run, in `folder`, there whole or not at all; `weights` are those that learn."""
@@ -229,12 +229,13 @@ class Loop(Generic[B]):
             folder = best_folder(self._output, self._step)
             self._task.write(weights, folder)
             rates = self._task.error_rates(folder)
-            score = sum(rates.values()) / len(rates), next(iter(losses.values()))
+            error_rate, loss = sum(rates.values()) / len(rates), next(iter(losses.values()))
+            score = (error_rate, loss) if self._config.best_by == "errors" else (loss, error_rate)
             if score < self._best_score:
                 self._best_step, self._best_score = self._step, score
             else:
                 shutil.rmtree(folder)
-            entry = {"step": self._step, "kind": "heldout", **losses, "error_rate": score[0]}
+            entry = {"step": self._step, "kind": "heldout", **losses, "error_rate": error_rate}
             entry |= {f"error_rate/{language}": rate for language, rate in rates.items()}
             self._log.add(entry | {"best_step": self._best_step})
         self._told_at += time.monotonic() - began

@@ -34,13 +34,14 @@ from pipeline.distill import state as states
 from pipeline.distill import student as training
 from pipeline.distill.alone import alone_in
 from pipeline.distill.config import DistillConfig, QuantizeConfig, SpeechConfig, TrainingRayConfig
-from pipeline.distill.examples import ExampleRef
+from pipeline.distill.examples import ExampleRef, read_examples
 from pipeline.distill.fit import fit
 from pipeline.distill.log import TrainingLog, entries
 from pipeline.distill.loop import Loop, best_folder, schedule
 from pipeline.distill.quantize import load, quantized_linears
 from pipeline.distill.stored import StoredTeacher
 from pipeline.distill.student import QuantizedStudent, Writer
+from pipeline.distill.training_output import TrainingOutput
 from pipeline.distill.worker import TrainingError, Worker
 from pipeline.engine.checkpoint import CheckpointError, resolve
 from pipeline.engine.create import create_engine
@@ -251,8 +252,8 @@ def test_the_command_ends_with_a_model_that_runs_as_int4(
     assert "step 8/8  held-out: CE" in result.output and f"Card: {model / 'README.md'}" in result.output.replace(
         "\n", ""
     )
-    facts = json.loads((model / "distill.json").read_text())
-    assert facts["numbers"] == "int4" and facts["teacher"].startswith("`") and facts["best_step"] in (0, 4, 8)
+    facts = json.loads((model / "training.json").read_text())
+    assert facts["numbers"] == "int4" and len(facts["teachers"]) == 1 and facts["best_step"] in (0, 4, 8)
     assert {entry["step"] for entry in facts["heldout"]} == {0, 4, 8}
     texts = []
     for form in ("packed", "export", "fake-quant"):
@@ -415,20 +416,21 @@ def test_another_training_does_not_mix_in(config: DistillConfig, tmp_path: Path)
     with pytest.raises(ConfigError, match="holds something that is no training; name a new folder"):
         job.run(config, Console(quiet=True))
     (tmp_path / "out" / "notes.txt").unlink()
-    from pipeline.distill.distilled_output import DistilledOutput
-    from pipeline.distill.examples import read_examples
-
-    checkpoint, refs = resolve(config.student, quantization="fake_quant"), read_examples(config.labels.sources, {})
-    DistilledOutput(config).claim(checkpoint, None, refs)
-    DistilledOutput(config.model_copy(update={"log_every": 7})).claim(checkpoint, None, refs)
+    revisions, refs = {"student": "a", "teacher": None}, read_examples(config.labels.sources, {})
+    TrainingOutput(config).claim(revisions, refs)
+    TrainingOutput(config.model_copy(update={"log_every": 7})).claim(revisions, refs)
     for other, message in (
         (config.model_copy(update={"learning_rate": 1.0}), "changed: learning_rate"),
         (config.model_copy(update={"ray": TrainingRayConfig(workers=2)}), "changed: ray.workers"),
     ):
         with pytest.raises(ConfigError, match=message):
-            DistilledOutput(other).claim(checkpoint, None, refs)
-    with pytest.raises(ConfigError, match="changed: the labels"):
-        DistilledOutput(config).claim(checkpoint, None, refs[1:])
+            TrainingOutput(other).claim(revisions, refs)
+    with pytest.raises(ConfigError, match="changed: the examples"):
+        TrainingOutput(config).claim(revisions, refs[1:])
+    with pytest.raises(ConfigError, match="changed: the weights of the teacher"):
+        TrainingOutput(config).claim(revisions | {"teacher": "b"}, refs)
+    with pytest.raises(ConfigError, match="is the output of another job"):
+        TrainingOutput(config).claim({"model": "a"}, refs)
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:
