@@ -31,9 +31,9 @@ def card(facts: Facts) -> str:
 {facts["num_weights"]:,} weights in place of the audio tower of `{facts["model"]}` at `{facts["model_revision"]}`,
 distilled from it: blocks of {blocks}, {config["left_steps"]} steps of left context, {config["steps"]} steps of
 {config["accumulate"]} x {config["ray"]["workers"]} batches of {config["batch_audio_s"]:g} s, squared error +
-{config["cosine_weight"]:g} (1 - cosine), AdamW at {config["learning_rate"]:g} with a cosine, seed {config["seed"]};
-{100 * config["offset_share"]:g} % of the examples began at a position of up to {config["max_offset"]:,}, drawn evenly in
-its logarithm.
+{config["cosine_weight"]:g} (1 - cosine), AdamW at {config["learning_rate"]:g} with a cosine, seed {config["seed"]}.
+Of the examples {100 * config["offset_share"]:g} % began at a position of up to {config["max_offset"]:,}, drawn evenly
+in its logarithm.
 
 Speech: {speech_text(facts)}.
 
