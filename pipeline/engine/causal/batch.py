@@ -28,7 +28,7 @@ from pipeline.engine.model import LoadedModel, SegmentError
 from pipeline.schema import SAMPLE_RATE_HZ, Segment
 
 _NEVER_SAID = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|im_start|>")
-_HEAR_SHARE = 8  # an eighth of the streams with something to do is worth a pass
+_HEAR_SHARE = 4  # a quarter of the streams with something to do is worth a pass
 _EXPECTED_PROMPT = 64
 
 
@@ -260,6 +260,8 @@ class StreamBatch:
     def _say(self, stream: Stream, token: int, logprob: float) -> None:
         """The next token of a stream's hypothesis."""
         if math.isnan(logprob):
+            self._tower.clear(_slots([stream]))
+            self._decoder.clear(_slots([stream]))
             self._fail(stream, "not_finite", f"the model's logits are NaN in {self._loaded.info.dtype}")
             return
         segment = stream.segment
@@ -288,29 +290,32 @@ class StreamBatch:
         if self._settings.roll.ends_after(stream.num_heard_steps, segment.text, language):
             self._roll(stream, text, "sentence")
         else:
-            self._updates.append(Update(stream.stream_id, text, segment.committer.tail(), stream.heard_s))
+            tail = segment.committer.tail()
+            self._updates.append(Update(stream.stream_id, text, tail, segment.text, stream.heard_s))
 
     def _roll(self, stream: Stream, text: str, why: str) -> None:
         """The open segment ends, after `text` of it; another stream may have the slot, if one waits."""
+        hypothesis = stream.segment.text
         rest, closed = stream.close(self._settings.commit, why)
         assert stream.slot is not None
         self._tower.reset([stream.slot])
         if self._waiting or not self._is_ready(stream):
             self._leave_slot(stream)
             self._look(stream)
-        self._updates.append(Update(stream.stream_id, text + rest, "", stream.heard_s, closed))
+        self._updates.append(Update(stream.stream_id, text + rest, "", hypothesis, stream.heard_s, closed))
 
     def _end(self, stream: Stream) -> None:
         """The stream is over, and all of it heard."""
+        hypothesis = stream.segment.text
         text, closed = stream.close(self._settings.commit, "end") if stream.segment.num_heard else ("", None)
         self._forget(stream)
-        self._updates.append(Update(stream.stream_id, text, "", stream.heard_s, closed, is_last=True))
+        self._updates.append(Update(stream.stream_id, text, "", hypothesis, stream.heard_s, closed, is_last=True))
 
     # what goes wrong
 
     def _fail(self, stream: Stream, code: str, detail: str) -> None:
         error = EngineFailure(stream.stream_id, code, detail)
-        self._updates.append(Update(stream.stream_id, "", "", stream.heard_s, error=error))
+        self._updates.append(Update(stream.stream_id, "", "", "", stream.heard_s, error=error))
         self._forget(stream)
 
     def _fail_or_retry(self, streams: Sequence[Stream], error: BaseException) -> None:
