@@ -166,9 +166,13 @@ class Stream:
         return self.num_heard / _FRAMES_PER_S
 
     @property
+    def num_heard_samples(self) -> int:
+        return self.num_heard * HOP
+
+    @property
     def waiting_samples(self) -> int:
         """That were not heard yet."""
-        return self.audio.num_samples - self.num_heard * HOP
+        return self.audio.num_samples - self.num_heard_samples
 
     def frames_to_hear(self, block_frames: int) -> int:
         """A block that was not heard yet, or at the end whole steps that are left; 0 when there is nothing."""

@@ -231,7 +231,7 @@ def test_what_one_stream_breaks_breaks_no_other(
 
     def choking(first: Any, *rest: Any) -> Any:
         slots = [each if isinstance(each, int) else each.slot for each in first]
-        holders = [batch._holders[slot] for slot in slots]
+        holders = [batch._slots.holders[slot] for slot in slots]
         if any(holder is not None and holder.stream_id == "4" for holder in holders):
             raise RuntimeError("bad kernel")
         return work(first, *rest)
@@ -253,7 +253,7 @@ def test_nan_logits_fail_their_stream_by_name(
     def poisoned(slots: Any, mel: torch.Tensor, steps: Any) -> torch.Tensor:
         mel = mel.clone()
         for row, slot in zip(mel, slots, strict=True):
-            holder = batch._holders[slot]
+            holder = batch._slots.holders[slot]
             if holder is not None and holder.stream_id in ("0", "7"):
                 row.fill_(float("nan"))
         return encode(slots, mel, steps)
