@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +18,17 @@ from pipeline.engine.base import EngineFailure
 from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
 from pipeline.engine.causal.decoder import Addition, StreamDecoder
 from pipeline.engine.causal.penalties import Penalties
+from pipeline.engine.causal.prompts import Prompts
 from pipeline.engine.causal.settings import Settings
-from pipeline.engine.causal.state import Prompt, Resume, Stream, StreamError, Update, check_audio, new_stream
+from pipeline.engine.causal.slots import Slots
+from pipeline.engine.causal.state import Resume, Stream, StreamError, Update, check_audio, new_stream
 from pipeline.engine.causal.stream_mel import StreamMel
 from pipeline.engine.causal.tower import StreamTower
 from pipeline.engine.inbox import SEGMENT_ERRORS, describe, is_out_of_memory
-from pipeline.engine.model import LoadedModel, SegmentError
-from pipeline.schema import SAMPLE_RATE_HZ, Segment
+from pipeline.engine.model import LoadedModel
+from pipeline.schema import SAMPLE_RATE_HZ
 
-_NEVER_SAID = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|im_start|>")
-_HEAR_SHARE = 8  # an eighth of the streams with something to do is worth a pass
+_HEAR_SHARE = 4  # a quarter of the streams with something to do is worth a pass
 _EXPECTED_PROMPT = 64
 
 
@@ -36,21 +36,17 @@ class StreamBatch:
     """Open streams of one model. `clock` gives seconds."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._loaded, self._settings, self._clock = loaded, settings, clock
+        self._loaded, self._settings = loaded, settings
         thinker: Any = loaded.model.thinker
-        self._tokenizer = loaded.processor.tokenizer
+        self._prompts = Prompts(loaded)
         self._audio_token_id: int = thinker.config.audio_token_id
         self._eos = frozenset(loaded.eos_token_ids)
-        vocabulary = self._tokenizer.get_vocab()
-        never = tuple(vocabulary[token] for token in _NEVER_SAID if token in vocabulary)
-        penalties = Penalties(settings.repetition_penalty, settings.no_repeat_ngram, never)
+        penalties = Penalties(settings.repetition_penalty, settings.no_repeat_ngram, self._prompts.never_said)
         self._mel = StreamMel(thinker.audio_tower.config.num_mel_bins, loaded.device)
         self._tower = StreamTower(thinker.audio_tower, settings.geometry, settings.slots)
         self._decoder = StreamDecoder(thinker, settings.slots, self._width(_EXPECTED_PROMPT), penalties, loaded.int4)
-        self._prompts: dict[tuple[str | None, str], Prompt] = {}
         self._streams: dict[str, Stream] = {}
-        self._holders: list[Stream | None] = [None] * settings.slots
-        self._waiting: deque[Stream] = deque()  # for a slot
+        self._slots = Slots(settings.slots, settings.geometry.block_frames, settings.park_after_s, clock)
         self._decoding: list[Stream] = []
         self._updates: list[Update] = []
 
@@ -60,11 +56,11 @@ class StreamBatch:
     @property
     def num_waiting(self) -> int:
         """Streams that have something to do and no slot."""
-        return len(self._waiting)
+        return len(self._slots.waiting)
 
     @property
     def num_in_slots(self) -> int:
-        return sum(holder is not None for holder in self._holders)
+        return sum(holder is not None for holder in self._slots.holders)
 
     def open(
         self, stream_id: str, language: str | None = None, context: str = "", resume: Resume | None = None
@@ -74,9 +70,10 @@ class StreamBatch:
             raise StreamError("bad_stream", f"stream {stream_id!r} is open already")
         if len(self._streams) >= self._settings.max_streams:
             raise StreamError("too_many_streams", f"{len(self._streams)} are open, which is max_streams")
-        prompt = self._prompt(language, context)
+        prompt = self._prompts(language, context)
+        self._require_width(len(prompt.head) + len(prompt.tail))
         stream = new_stream(stream_id, prompt, self._settings.commit, resume or Resume())
-        stream.idle_since = self._clock()
+        self._slots.touch(stream)
         self._streams[stream_id] = stream
         return stream
 
@@ -94,12 +91,12 @@ class StreamBatch:
                 "overrun", f"stream {stream.stream_id!r} has more than {self._settings.max_waiting_s} s waiting"
             )
         stream.audio.append(pcm)
-        self._look(stream)
+        self._slots.look(stream)
 
     def end(self, stream: Stream) -> None:
         """No more audio comes: what is held back will be said."""
         stream.audio.is_ended = True
-        self._look(stream)
+        self._slots.look(stream)
 
     def drop(self, stream: Stream) -> None:
         """Forgets a stream at once."""
@@ -107,7 +104,8 @@ class StreamBatch:
 
     def turn(self) -> list[Update]:
         """Does some of what there is to do: what streams have said with it. Nothing when `has_work` is False."""
-        self._give_slots()
+        if given := self._slots.give():
+            self._tower.reset(given)
         batch = self._chosen()
         streams, work = (batch, self._hear) if batch else (list(self._decoding), self._step)
         if streams:
@@ -123,28 +121,12 @@ class StreamBatch:
     @property
     def has_work(self) -> bool:
         """False when only more audio, or time, gives a turn something to do."""
-        return bool(self._decoding or self._ready() or (self._waiting and self._slot_to_give() is not None))
-
-    # which streams
-
-    def _look(self, stream: Stream) -> None:
-        """After something has come for a stream."""
-        if stream.has_work(self._settings.geometry.block_frames):
-            stream.idle_since = self._clock()
-            if stream.slot is None and not stream.is_waiting:
-                stream.is_waiting = True
-                self._waiting.append(stream)
-
-    def _is_ready(self, stream: Stream) -> bool:
-        return not stream.is_decoding and stream.has_work(self._settings.geometry.block_frames)
-
-    def _ready(self) -> list[Stream]:
-        """Streams in slots that have a block to hear, or have ended."""
-        return [each for each in self._holders if each is not None and self._is_ready(each)]
+        slots = self._slots
+        return bool(self._decoding or slots.ready() or (slots.waiting and slots.to_give() is not None))
 
     def _chosen(self) -> list[Stream]:
         """Whom to hear now: nobody while it is better to go on decoding."""
-        ready = self._ready()
+        ready = self._slots.ready()
         if any(each.alone for each in self._decoding):
             return []
         alone = [each for each in ready if each.alone]
@@ -154,45 +136,17 @@ class StreamBatch:
             return []
         return ready[: self._settings.batch]
 
-    def _give_slots(self) -> None:
-        while self._waiting and (slot := self._slot_to_give()) is not None:
-            stalled = self._holders[slot]
-            if stalled is not None:
-                self._leave_slot(stalled)
-            stream = self._waiting.popleft()
-            stream.is_waiting, stream.slot, self._holders[slot] = False, slot, stream
-            self._tower.reset([slot])
-
-    def _slot_to_give(self) -> int | None:
-        """A free slot, else that of the stream that has been without audio for longest, if that is long enough."""
-        if None in self._holders:
-            return self._holders.index(None)
-        before = self._clock() - self._settings.park_after_s
-        idle = [
-            each
-            for each in self._holders
-            if each is not None and not each.is_decoding and not self._is_ready(each) and each.idle_since <= before
-        ]
-        return min(idle, key=lambda each: each.idle_since).slot if idle else None
-
     def _leave_slot(self, stream: Stream) -> None:
-        if stream.slot is not None:
-            self._holders[stream.slot] = None
-            stream.slot = None
         if stream.is_decoding:
             stream.is_decoding = False
             self._decoding.remove(stream)
-        stream.segment.start_over()
+        self._slots.leave(stream)
 
     def _forget(self, stream: Stream) -> None:
         self._leave_slot(stream)
+        self._slots.forget(stream)
         stream.is_done = True
-        if stream.is_waiting:
-            self._waiting.remove(stream)
-            stream.is_waiting = False
         self._streams.pop(stream.stream_id, None)
-
-    # the work
 
     def _hear(self, batch: Sequence[Stream]) -> None:
         """The next block of each, and the decoder's pass over it."""
@@ -260,6 +214,8 @@ class StreamBatch:
     def _say(self, stream: Stream, token: int, logprob: float) -> None:
         """The next token of a stream's hypothesis."""
         if math.isnan(logprob):
+            self._tower.clear(_slots([stream]))
+            self._decoder.clear(_slots([stream]))
             self._fail(stream, "not_finite", f"the model's logits are NaN in {self._loaded.info.dtype}")
             return
         segment = stream.segment
@@ -277,40 +233,39 @@ class StreamBatch:
     def _take(self, stream: Stream) -> None:
         """A hypothesis is whole."""
         segment = stream.segment
-        segment.text_raw = self._tokenizer.decode(
-            segment.draft, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        segment.language, segment.text = _parsed(segment.text_raw)
+        segment.language, segment.text, segment.text_raw = self._prompts.said(segment.draft)
         segment.num_heard, segment.heard_peak = segment.num_frames, segment.loudest
-        stream.alone, stream.idle_since = False, self._clock()
+        stream.alone = False
+        self._slots.touch(stream)
         text = stream.publish(segment.committer.take(segment.text))
         language = stream.prompt.language or segment.language
         if self._settings.roll.ends_after(stream.num_heard_steps, segment.text, language):
             self._roll(stream, text, "sentence")
         else:
-            self._updates.append(Update(stream.stream_id, text, segment.committer.tail(), stream.heard_s))
+            tail = segment.committer.tail()
+            self._updates.append(Update(stream.stream_id, text, tail, segment.text, stream.heard_s))
 
     def _roll(self, stream: Stream, text: str, why: str) -> None:
         """The open segment ends, after `text` of it; another stream may have the slot, if one waits."""
+        hypothesis = stream.segment.text
         rest, closed = stream.close(self._settings.commit, why)
         assert stream.slot is not None
         self._tower.reset([stream.slot])
-        if self._waiting or not self._is_ready(stream):
+        if self._slots.waiting or not self._slots.is_ready(stream):
             self._leave_slot(stream)
-            self._look(stream)
-        self._updates.append(Update(stream.stream_id, text + rest, "", stream.heard_s, closed))
+            self._slots.look(stream)
+        self._updates.append(Update(stream.stream_id, text + rest, "", hypothesis, stream.heard_s, closed))
 
     def _end(self, stream: Stream) -> None:
         """The stream is over, and all of it heard."""
+        hypothesis = stream.segment.text
         text, closed = stream.close(self._settings.commit, "end") if stream.segment.num_heard else ("", None)
         self._forget(stream)
-        self._updates.append(Update(stream.stream_id, text, "", stream.heard_s, closed, is_last=True))
-
-    # what goes wrong
+        self._updates.append(Update(stream.stream_id, text, "", hypothesis, stream.heard_s, closed, is_last=True))
 
     def _fail(self, stream: Stream, code: str, detail: str) -> None:
         error = EngineFailure(stream.stream_id, code, detail)
-        self._updates.append(Update(stream.stream_id, "", "", stream.heard_s, error=error))
+        self._updates.append(Update(stream.stream_id, "", "", "", stream.heard_s, error=error))
         self._forget(stream)
 
     def _fail_or_retry(self, streams: Sequence[Stream], error: BaseException) -> None:
@@ -322,24 +277,7 @@ class StreamBatch:
         for stream in streams:
             self._leave_slot(stream)
             stream.alone = True
-            self._look(stream)
-
-    # prompts
-
-    def _prompt(self, language: str | None, context: str) -> Prompt:
-        key = (language, context)
-        if key not in self._prompts:
-            if len(self._prompts) >= 1000:
-                self._prompts.clear()
-            try:
-                text, forced = self._loaded.prompt(Segment("", np.zeros(0, np.int16), language, context))
-            except SegmentError as error:
-                raise StreamError(error.code, str(error)) from error
-            ids = self._tokenizer(text)["input_ids"]
-            at = ids.index(self._audio_token_id)
-            self._prompts[key] = Prompt(ids[:at], ids[at + 1 :], forced)
-            self._require_width(len(ids))
-        return self._prompts[key]
+            self._slots.look(stream)
 
     def _width(self, prompt_length: int) -> int:
         """Cache positions of a slot."""
@@ -354,13 +292,3 @@ class StreamBatch:
 
 def _slots(streams: Sequence[Stream]) -> list[int]:
     return [stream.slot for stream in streams if stream.slot is not None]
-
-
-def _parsed(raw: str) -> tuple[str, str]:
-    """Language and text of what the model writes, where no language is forced: `language English<asr_text>...`."""
-    before, tag, text = raw.rpartition("<asr_text>")
-    if tag:
-        return before.partition("language ")[2].strip(), text.strip()
-    if raw.startswith("language "):
-        return raw.removeprefix("language ").strip(), ""
-    return "", raw.strip()

@@ -78,6 +78,12 @@ class StreamDecoder(SlotDecoder):
         self._history, self._sizes = history, sizes
 
     @torch.inference_mode()
+    def clear(self, slots: Sequence[int]) -> None:
+        """Forgets what is not finite there, as StreamTower does."""
+        for cache in (*self._keys, *self._values):
+            cache[list(slots)] = 0
+
+    @torch.inference_mode()
     def extend(self, additions: Sequence[Addition], audio: Tensor) -> list[Chosen]:
         """`audio` [n, hidden] are the embeddings of all audio tokens among the additions, in order."""
         lengths = [len(each.ids) for each in additions]

@@ -51,12 +51,13 @@ class ClosedSegment:
 @dataclass(frozen=True, slots=True)
 class Update:
     """What a stream says after another block. The `text` of all its updates, one behind the other, is its transcript;
-    `tail` is what may follow and may change; `heard_s` how far it has been heard. After an `error` it says nothing
-    more, nor after `is_last`."""
+    `hypothesis` is the whole of its open segment (or of the one that has ended here), `tail` what of it may follow and
+    may change; `heard_s` how far it has been heard. After an `error` it says nothing more, nor after `is_last`."""
 
     stream_id: str
     text: str
     tail: str
+    hypothesis: str
     heard_s: float
     segment: ClosedSegment | None = None
     is_last: bool = False
@@ -165,9 +166,13 @@ class Stream:
         return self.num_heard / _FRAMES_PER_S
 
     @property
+    def num_heard_samples(self) -> int:
+        return self.num_heard * HOP
+
+    @property
     def waiting_samples(self) -> int:
         """That were not heard yet."""
-        return self.audio.num_samples - self.num_heard * HOP
+        return self.audio.num_samples - self.num_heard_samples
 
     def frames_to_hear(self, block_frames: int) -> int:
         """A block that was not heard yet, or at the end whole steps that are left; 0 when there is nothing."""

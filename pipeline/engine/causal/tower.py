@@ -111,6 +111,12 @@ class StreamTower:
         self.num_steps[list(slots)] = 0
 
     @torch.inference_mode()
+    def clear(self, slots: Sequence[int]) -> None:
+        """Forgets what is not finite there: NaN is NaN to who comes after, also where it does not look."""
+        for cache in (*self._keys, *self._values):
+            cache[list(slots)] = 0
+
+    @torch.inference_mode()
     def encode(self, slots: Sequence[int], mel: Tensor, num_steps: Sequence[int] | None = None) -> Tensor:
         """The next block of the streams in `slots`: mel [B, block_frames, mels] -> [B, block_steps, output_dim].
 

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
 STUDENT = EMBEDDED_FOLDER / "student"
-BLOCK_SAMPLES = 192 * 160
 
 
 def upstream(module: str = "") -> Any:
@@ -51,7 +50,7 @@ def save_flat(model: Path, folder: Path) -> Path:
 
 
 def runtime(model: Path, folder: Path, **options: Any) -> Any:
-    """Its model holder with the offline tower of `model`, a decode for every block of 1.92 s."""
+    """Its model holder with the offline tower of `model`, a decode for every block."""
     return upstream().Qwen3StreamingASR(
         lan=options.pop("language", "en"),
         model_dir=str(model),
@@ -59,7 +58,7 @@ def runtime(model: Path, folder: Path, **options: Any) -> Any:
         qwen3_streaming_tower_checkpoint=str(save_flat(model, folder)),
         qwen3_streaming_device="cpu",
         qwen3_streaming_dtype="float32",
-        qwen3_streaming_chunk_sec=1.92,
+        qwen3_streaming_chunk_sec=options.get("block_frames", 192) / 100,
         **{f"qwen3_streaming_{name}": value for name, value in options.items()},
     )
 
@@ -106,8 +105,9 @@ def transcribe(asr: Any, pcm: np.ndarray, our_mel: bool, heard: Callable[[dict[s
 
     streamer.update_from_hypothesis = observed
     words = []
-    for start in range(0, len(pcm), BLOCK_SAMPLES):
-        chunk = pcm[start : start + BLOCK_SAMPLES].astype(np.float32) / 32768
+    size = asr.block_frames * 160
+    for start in range(0, len(pcm), size):
+        chunk = pcm[start : start + size].astype(np.float32) / 32768
         processor.insert_audio_chunk(chunk, (start + len(chunk)) / 16_000)
         words += processor.process_iter()[0]
     words += processor.finish()[0]
