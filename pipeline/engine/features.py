@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
 from torch import Tensor
 
+from pipeline.engine.cpu_convs import fused_convs
 from pipeline.engine.graphs import WindowGraphs
 from pipeline.engine.mel import HOP, NUM_FFT, LogMel
 from pipeline.engine.windowed import encode, transformer
@@ -53,10 +54,11 @@ class AudioEncoder(ClipMel):
         super().__init__(tower.config.num_mel_bins, device)
         self._tower, self._dtype = tower, dtype
         self._transformer = WindowGraphs() if device.type == "cuda" else transformer
+        self._convs = fused_convs(tower)
 
     @torch.inference_mode()
     def __call__(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """int16 clips of 200 samples and more -> embeddings [B, L, output_dim] and, on the CPU, their numbers int64
         [B]; rows beyond a clip's number are undefined."""
         mel, num_frames = self.log_mel(audio)
-        return encode(self._tower, mel.to(self._dtype), num_frames, self._transformer)
+        return encode(self._tower, mel.to(self._dtype), num_frames, self._transformer, self._convs)
