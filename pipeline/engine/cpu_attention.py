@@ -98,12 +98,9 @@ def _mix(shares: Any, values: Any, next_keys: Any, sums: Any) -> None:
                 prefetch(next_keys[following], i)
         a, b = values[at], values[min(at + 1, end - 1)]
         c, d = values[min(at + 2, end - 1)], values[min(at + 3, end - 1)]
-        for which in range(2):
-            of_a, of_b, of_c, of_d = (
-                shares[which, at],
-                shares[which, at + 1],
-                shares[which, at + 2],
-                shares[which, at + 3],
-            )
-            for i in range(head_dim):
-                sums[which, i] += of_a * wide(a[i]) + of_b * wide(b[i]) + of_c * wide(c[i]) + of_d * wide(d[i])
+        a0, b0, c0, d0 = shares[0, at], shares[0, at + 1], shares[0, at + 2], shares[0, at + 3]
+        a1, b1, c1, d1 = shares[1, at], shares[1, at + 1], shares[1, at + 2], shares[1, at + 3]
+        for i in range(head_dim):
+            of_a, of_b, of_c, of_d = wide(a[i]), wide(b[i]), wide(c[i]), wide(d[i])
+            sums[0, i] += a0 * of_a + b0 * of_b + c0 * of_c + d0 * of_d
+            sums[1, i] += a1 * of_a + b1 * of_b + c1 * of_c + d1 * of_d

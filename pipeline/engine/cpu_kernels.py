@@ -41,6 +41,15 @@ def gated(gate_up: Tensor) -> Tensor:
     return out
 
 
+def best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] -> ids int64 [N] of the highest, of equal ones the first, and their log-probabilities float32 [N],
+    NaN where a logit is."""
+    ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    logits_, ids_, logprobs_ = map(as_numpy, (logits, ids, logprobs))
+    by_rows(len(logits), logits.shape[1], lambda rows: _best(logits_[rows], ids_[rows], logprobs_[rows]))
+    return ids, logprobs
+
+
 def rotate(
     qkv: Tensor,
     weight: Tensor,
@@ -225,6 +234,25 @@ def _gated(gate_up: Any, out: Any) -> None:
         for i in range(width):
             gate = wide(gates[i])
             outs[i] = narrow(gate / (np.float32(1) + exp(-gate)) * wide(ups[i]), outs[i])
+
+
+@compiled
+def _best(logits: Any, ids: Any, logprobs: Any) -> None:
+    num_rows, width = logits.shape
+    numbers = np.empty(width, np.float32)
+    for row in range(num_rows):
+        highest, total = np.float32(-np.inf), np.float32(0)
+        for i in range(width):
+            numbers[i] = wide(logits[row, i])
+            highest = max(highest, numbers[i])
+        for i in range(width):
+            total += exp(numbers[i] - highest)
+        ids[row] = 0
+        for i in range(width):
+            if numbers[i] == highest:
+                ids[row] = i
+                break
+        logprobs[row] = -np.log(total)
 
 
 @compiled

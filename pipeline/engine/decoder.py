@@ -11,7 +11,7 @@ import torch
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRThinkerForConditionalGeneration
 from torch import Tensor
 
-from pipeline.engine.cpu_kernels import DTYPES
+from pipeline.engine.cpu_kernels import DTYPES, best
 from pipeline.engine.cpu_layers import CpuTextLayers
 from pipeline.engine.graphs import Graph
 from pipeline.engine.int4 import Int4Weight
@@ -86,8 +86,8 @@ class SlotDecoder:
         self._embed, self._lm_head = text.embed_tokens, thinker.lm_head
         weight = self._embed.weight
         self._device, self._dtype = weight.device, weight.dtype
-        has_kernels = self._device.type == "cpu" and self._dtype in DTYPES
-        self._text = (CpuTextLayers if has_kernels else TextLayers)(thinker, int4 or {})
+        self._has_kernels = self._device.type == "cpu" and self._dtype in DTYPES
+        self._text = (CpuTextLayers if self._has_kernels else TextLayers)(thinker, int4 or {})
         self.int4_switch = self._text.int4_switch
         self.num_slots = self.width = 0
         self._tokens = self._positions = torch.empty(0, dtype=torch.int64)
@@ -213,10 +213,14 @@ class SlotDecoder:
         return choice
 
     def _choose(self, x: Tensor) -> Choice:
-        logits = self._lm_head(x).float()
-        best, tokens = logits.max(dim=-1)
+        logits = self._lm_head(x)
+        if self._has_kernels and not self.num_top:
+            tokens, logprobs = best(logits)
+            return Choice(tokens, logprobs, logprobs[:, None][:, :0], tokens[:, None][:, :0])
+        logits = logits.float()
+        highest, tokens = logits.max(dim=-1)
         total = logits.logsumexp(dim=-1)
         top, top_ids = (
-            logits.topk(self.num_top, dim=-1) if self.num_top else (best[:, None][:, :0], tokens[:, None][:, :0])
+            logits.topk(self.num_top, dim=-1) if self.num_top else (highest[:, None][:, :0], tokens[:, None][:, :0])
         )
-        return Choice(tokens, best - total, top - total[:, None], top_ids)
+        return Choice(tokens, highest - total, top - total[:, None], top_ids)

@@ -122,11 +122,13 @@ class EncoderLane:
             self._batch = []
             inbox.changed.notify_all()
             while True:
-                inbox.changed.wait_for(lambda: self._ended or self._is_behind() or self._num_to_prefill() > 0)
+                inbox.changed.wait_for(lambda: self._ended or self._is_behind() or self._to_prefill())
                 if self._ended:
                     return None
                 if not self._is_behind():
-                    self._take_ready()
+                    self._batch = self._to_prefill()
+                    for row in self._batch:
+                        self.ready.remove(row)
                     return self._prefill_ahead
                 if not self._sorted:
                     self._look_ahead()
@@ -141,17 +143,17 @@ class EncoderLane:
     def _is_behind(self) -> bool:
         return bool(self._sorted or self._inbox.waiting) and len(self.ready) < self._num_ahead()
 
-    def _num_to_prefill(self) -> int:
-        """Half of the rows that could be: the decoder takes from the other end."""
+    def _to_prefill(self) -> list[Row]:
+        """The last three quarters of the rows that could be: the decoder takes from the other end."""
         if not self._goes_ahead:
-            return 0
-        return sum(row.ahead is None and row.may_go_ahead for row in self.ready) // 2
-
-    def _take_ready(self) -> None:
-        """From the end of `ready` to `_batch`."""
-        most = self._num_to_prefill()
-        while self.ready and len(self._batch) < most and fits(self._batch, self.ready[-1], self._max_positions):
-            self._batch.insert(0, self.ready.pop())
+            return []
+        rows = [row for row in self.ready if row.ahead is None and row.may_go_ahead]
+        batch: list[Row] = []
+        for row in reversed(rows[(len(rows) + 3) // 4 :]):
+            if not fits(batch, row, self._max_positions):
+                break
+            batch.append(row)
+        return batch[::-1]
 
     def _look_ahead(self) -> None:
         waiting = self._inbox.waiting

@@ -93,7 +93,7 @@ class OfflineEngine:
         self._inbox = Inbox(Row)
         self._prompts = Prompts(self._loaded)
         self._lane = EncoderLane(
-            self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 4), self._prefill_ahead
+            self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 2), self._prefill_ahead
         )
         self._ready = self._lane.ready
         self._thread = threading.Thread(target=self._loop, name="asr-decoder", daemon=True)

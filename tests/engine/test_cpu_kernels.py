@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.config import EngineConfig
 from pipeline.engine.cpu_convs import fused_convs
-from pipeline.engine.cpu_kernels import exp, gated, norm, rotate
+from pipeline.engine.cpu_kernels import best, exp, gated, norm, rotate
 from pipeline.engine.cpu_layers import CpuTextLayers
 from pipeline.engine.layers import TextLayers
 from pipeline.engine.model import LoadedModel, load_model
@@ -62,6 +62,19 @@ def test_gates_are_torchs_and_a_nan_stays_one(dtype: torch.dtype) -> None:
     got, (gate, up) = gated(gate_up), gate_up.float().chunk(2, dim=-1)
     assert got[7, 3].isnan() and got.isnan().sum() == 1
     close(got.nan_to_num(), (F.silu(gate) * up).to(dtype).nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_are_torchs_and_a_nan_stays_one(dtype: torch.dtype) -> None:
+    logits = (5 * torch.randn(40, 1000)).to(dtype)
+    logits[1, [900, 17, 400]] = 40.0
+    logits[2, 5] = float("nan")
+    ids, logprobs = best(logits)
+    assert logprobs[2].isnan()
+    numbers = torch.arange(40) != 2
+    highest, wanted = logits[numbers].float().max(dim=-1)
+    assert torch.equal(ids[numbers], wanted) and ids[1] == 17
+    torch.testing.assert_close(logprobs[numbers], highest - logits[numbers].float().logsumexp(-1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
