@@ -5,114 +5,105 @@ torch's kernel reads every row up to the longest and, in bfloat16, at a third of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16)
-_ROWS_WORTH_A_THREAD = 8
+from pipeline.engine.cpu_kernels import as_numpy, by_rows, compiled, exp, narrow, prefetch, wide
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor | None = None) -> Tensor:
     """Queries [B, kv_heads, group, head_dim] over keys and values [S >= B, kv_heads, width, head_dim], each row up to
-    and with its position of int64 [B] -> like queries. Row i looks at slot i, or at `slots[i]` of int64 [B]. On the
-    CPU, in float32 or bfloat16; sums are float32."""
+    and with its position of int64 [B] -> like queries, in the dtype of `values`. Row i looks at slot i, or at
+    `slots[i]` of int64 [B]. On the CPU, in float32 or bfloat16; sums are float32."""
     num_rows, num_heads, group, head_dim = queries.shape
+    mixed = values.new_empty(queries.shape)
     slots = torch.arange(num_rows) if slots is None else slots
-    length = int(positions.max()) + 1
-    scaled = queries.float() * head_dim**-0.5
-    scores = torch.empty(num_rows, num_heads, group, length)
-    mixed = torch.empty(num_rows, num_heads, group, head_dim)
-    scaled_, keys_, values_, positions_, slots_ = map(_numpy, (scaled, keys, values, positions, slots))
-    _by_rows(num_rows, lambda rows: _scores(scaled_[rows], keys_, slots_[rows], positions_[rows], _numpy(scores[rows])))
-    shares = torch.softmax(scores, dim=-1)
-    _by_rows(
-        num_rows, lambda rows: _mix(_numpy(shares[rows]), values_, slots_[rows], positions_[rows], _numpy(mixed[rows]))
+    queries_, keys_, values_, positions_, mixed_ = map(as_numpy, (queries, keys, values, positions, mixed))
+    slots_ = as_numpy(slots)
+    by_rows(
+        num_rows,
+        int(positions.max()) * num_heads * group * head_dim,
+        lambda rows: _attend(queries_[rows], keys_, values_, slots_[rows], positions_[rows], mixed_[rows]),
     )
-    return mixed.to(queries.dtype)
+    return mixed
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    """The same memory; bfloat16, which numpy does not know, as uint16."""
-    found: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return found
-
-
-def _by_rows(num_rows: int, work: Callable[[slice], None]) -> None:
-    """`work` on all rows, in parts on torch's number of threads."""
-    num_parts = max(1, min(torch.get_num_threads(), num_rows // _ROWS_WORTH_A_THREAD))
-    bounds = [num_rows * part // num_parts for part in range(num_parts + 1)]
-    others: list[Future[None]] = [
-        _pool().submit(work, slice(start, end)) for start, end in zip(bounds[1:], bounds[2:], strict=False)
-    ]
-    work(slice(bounds[0], bounds[1]))
-    for each in others:
-        each.result()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="cpu-attention")
-
-
-def _widening(typing_context: Any, number: Any) -> Any:
-    """A float32 itself, or that of a bfloat16's bits, which are its upper half."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if number == types.float32:
-            return arguments[0]
-        bits = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(number), code
-
-
-_wide: Any = intrinsic(_widening)
-
-
-def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}  # but NaN stays NaN
-    made: Callable[..., None]
-    try:
-        made = numba.njit(cache=True, **options)(kernel)
-    except RuntimeError:  # no folder that it could keep the machine code in: a second more at every start
-        made = numba.njit(**options)(kernel)
-    return made
-
-
-@_compiled
-def _scores(queries: Any, keys: Any, slots: Any, positions: Any, scores: Any) -> None:
+@compiled
+def _attend(queries: Any, keys: Any, values: Any, slots: Any, positions: Any, mixed: Any) -> None:
+    """Two queries of a key head at a time, so that what is read and widened once serves both; of an odd number of
+    queries the last one is done twice. While a head's keys are read its values are fetched, and while these are, the
+    next head's keys: what is read once, in lengths of a few pages, is nothing that a CPU foresees."""
     num_rows, num_heads, group, head_dim = queries.shape
+    scale = np.float32(1 / np.sqrt(head_dim))
+    shares = np.empty((2, positions.max() + 4), np.float32)
+    query, sums = np.empty((2, head_dim), np.float32), np.empty((2, head_dim), np.float32)
     for row in range(num_rows):
         end, slot = positions[row] + 1, slots[row]
         for head in range(num_heads):
-            for at in range(end):
-                for query in range(group):
-                    total = np.float32(0)
+            next_row, next_head = (row, head + 1) if head + 1 < num_heads else (min(row + 1, num_rows - 1), 0)
+            next_end, next_slot = positions[next_row] + 1, slots[next_row]
+            for first in range(0, group, 2):
+                pair = (first, min(first + 1, group - 1))
+                for which in range(2):
                     for i in range(head_dim):
-                        total += queries[row, head, query, i] * _wide(keys[slot, head, at, i])
-                    scores[row, head, query, at] = total
-            scores[row, head, :, end:] = -np.inf
+                        query[which, i] = wide(queries[row, head, pair[which], i]) * scale
+                _scores(query, keys[slot, head, :end], values[slot, head, :end], shares)
+                for which in range(2):
+                    _softmax(shares[which, :end])
+                    shares[which, end : end + 3] = 0
+                _mix(shares, values[slot, head, :end], keys[next_slot, next_head, :next_end], sums)
+                for which in range(2):
+                    for i in range(head_dim):
+                        mixed[row, head, pair[which], i] = narrow(sums[which, i], mixed[row, head, pair[which], i])
 
 
-@_compiled
-def _mix(shares: Any, values: Any, slots: Any, positions: Any, mixed: Any) -> None:
-    num_rows, num_heads, group, head_dim = mixed.shape
-    for row in range(num_rows):
-        slot = slots[row]
-        for head in range(num_heads):
-            mixed[row, head] = 0
-            for at in range(positions[row] + 1):
-                for query in range(group):
-                    share = shares[row, head, query, at]
-                    for i in range(head_dim):
-                        mixed[row, head, query, i] += share * _wide(values[slot, head, at, i])
+@compiled
+def _scores(query: Any, keys: Any, values: Any, scores: Any) -> None:
+    end, head_dim = keys.shape
+    line = 64 // keys.itemsize
+    for at in range(0, end, 2):
+        after = min(at + 1, end - 1)
+        for i in range(0, head_dim, line):
+            prefetch(values[at], i)
+            prefetch(values[after], i)
+        a, b = keys[at], keys[after]
+        a0, a1, b0, b1 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for i in range(head_dim):
+            a0 += query[0, i] * wide(a[i])
+            a1 += query[1, i] * wide(a[i])
+            b0 += query[0, i] * wide(b[i])
+            b1 += query[1, i] * wide(b[i])
+        scores[0, at], scores[1, at] = a0, a1
+        scores[0, at + 1], scores[1, at + 1] = b0, b1
+
+
+@compiled
+def _softmax(scores: Any) -> None:
+    highest, total = scores.max(), np.float32(0)
+    for at in range(len(scores)):
+        scores[at] = exp(scores[at] - highest)
+        total += scores[at]
+    for at in range(len(scores)):
+        scores[at] /= total
+
+
+@compiled
+def _mix(shares: Any, values: Any, next_keys: Any, sums: Any) -> None:
+    end, head_dim = values.shape
+    line = 64 // values.itemsize
+    sums[:] = 0
+    for at in range(0, end, 4):
+        for following in range(at, min(at + 4, len(next_keys))):
+            for i in range(0, head_dim, line):
+                prefetch(next_keys[following], i)
+        a, b = values[at], values[min(at + 1, end - 1)]
+        c, d = values[min(at + 2, end - 1)], values[min(at + 3, end - 1)]
+        a0, b0, c0, d0 = shares[0, at], shares[0, at + 1], shares[0, at + 2], shares[0, at + 3]
+        a1, b1, c1, d1 = shares[1, at], shares[1, at + 1], shares[1, at + 2], shares[1, at + 3]
+        for i in range(head_dim):
+            of_a, of_b, of_c, of_d = wide(a[i]), wide(b[i]), wide(c[i]), wide(d[i])
+            sums[0, i] += a0 * of_a + b0 * of_b + c0 * of_c + d0 * of_d
+            sums[1, i] += a1 * of_a + b1 * of_b + c1 * of_c + d1 * of_d

@@ -2,6 +2,7 @@
 
 waiting -> sorted by length, a look-ahead of segments at a time and across submissions
         -> ready: encoded, in device memory
+        -> on a CPU, when enough are ready: prefilled, too, so that both threads always have work
 """
 
 from __future__ import annotations
@@ -12,75 +13,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.attempts import Watchdog
 from pipeline.config import EngineConfig
 from pipeline.engine.base import EngineFailure
 from pipeline.engine.features import AudioEncoder
-from pipeline.engine.inbox import SEGMENT_ERRORS, Inbox, Item, describe, is_out_of_memory
+from pipeline.engine.inbox import SEGMENT_ERRORS, Inbox, describe, is_out_of_memory
 from pipeline.engine.mel import HOP
 from pipeline.engine.model import MIN_SAMPLES, LoadedModel, SegmentError, audio_of
+from pipeline.engine.rows import MIN_NEW_TOKENS, Row, fits
 from pipeline.engine.windowed import num_audio_tokens
 
-_MIN_NEW_TOKENS = 32
-_EXPECTED_TOKENS_PER_S = 10.0  # cache that a row gets to begin with; it grows when one writes more
 _BATCH_POSITIONS = 2048  # of one batch on a CPU, whose decoder would starve behind a larger one
-
-
-@dataclass(slots=True, eq=False)
-class Row(Item):
-    """A segment on its way. `head` and `tail` are the prompt's token ids around its audio; `num_positions` the whole
-    prompt's length; `embeddings` float [num_audio_tokens, hidden] once it is encoded."""
-
-    language: str | None = None
-    head: list[int] = field(default_factory=list)
-    tail: list[int] = field(default_factory=list)
-    num_positions: int = 0
-    max_new_tokens: int = 0
-    embeddings: Tensor | None = None
-    encoded: torch.cuda.Event | None = None  # when they are there, on CUDA
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_ids: list[np.ndarray] = field(default_factory=list)  # int64 [k] a token, when asked for
-    top_logprobs: list[np.ndarray] = field(default_factory=list)
-    alone: bool = False  # something failed with it: it is tried again by itself
-    done: bool = False
-
-    @property
-    def length(self) -> int:
-        """Positions that are filled once its newest token is fed."""
-        return self.num_positions + len(self.token_ids)
-
-    @property
-    def expected_length(self) -> int:
-        """Cache positions that it gets to begin with."""
-        expected = _MIN_NEW_TOKENS + math.ceil(_EXPECTED_TOKENS_PER_S * self.segment.duration_s)
-        return self.num_positions + min(self.max_new_tokens, expected)
-
-    def reset(self) -> None:
-        self.embeddings, self.encoded = None, None
-        self.token_ids, self.logprobs, self.top_ids, self.top_logprobs = [], [], [], []
-
-
-def fits(batch: Sequence[Row], row: Row, max_positions: int) -> bool:
-    """Whether `batch`, padded to its longest, stays within so many positions with `row`; one always does."""
-    if not batch:
-        return True
-    longest = max(row.num_positions, *(each.num_positions for each in batch))
-    return not (row.alone or batch[0].alone) and longest * (len(batch) + 1) <= max_positions
 
 
 class EncoderLane:
     """Encodes as far ahead as `num_ahead` says. An error of its thread is in `error`, and the decoder's to raise."""
 
     def __init__(
-        self, loaded: LoadedModel, config: EngineConfig, inbox: Inbox[Row], num_ahead: Callable[[], int]
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        inbox: Inbox[Row],
+        num_ahead: Callable[[], int],
+        prefill: Callable[[Sequence[Row]], None],
     ) -> None:
+        """`prefill` gives rows their `ahead`."""
         self._loaded, self._config, self._inbox, self._num_ahead = loaded, config, inbox, num_ahead
         self._audio_token_id: int = loaded.model.thinker.config.audio_token_id
         self.encoder = AudioEncoder(loaded.model.thinker.audio_tower, loaded.device, loaded.dtype)
@@ -94,12 +54,14 @@ class EncoderLane:
         self.core = threading.Lock() if self._all_threads == 1 and not on_cuda else nullcontext()
         self._watchdog = Watchdog(config.stall_timeout_s)
         self._prompts: dict[str, tuple[list[int], list[int]]] = {}
-        self.encode_s = 0.0
+        self._prefill = prefill
+        self._goes_ahead = not on_cuda and self._all_threads > 1
+        self.encode_s = self.prefill_s = 0.0
         self.error: BaseException | None = None
-        # what follows is under inbox.changed; but `ready` the decoder may look at, and take from, without
+        # what follows is under inbox.changed
         self.ready: deque[Row] = deque()
         self._sorted: deque[Row] = deque()
-        self._batch: list[Row] = []  # being encoded
+        self._batch: list[Row] = []  # being encoded or prefilled
         self._ended = False
         self._thread = threading.Thread(target=self._loop, name="asr-encoder", daemon=True)
         self._thread.start()
@@ -143,29 +105,31 @@ class EncoderLane:
 
     def _loop(self) -> None:
         try:
-            while self._take():
+            while (work := self._take()) is not None:
                 torch.set_num_threads(self._all_threads if self.is_waited_for else self.threads)
                 with self._watchdog.watch("a batch of the encoder"), self.core:
-                    began = time.monotonic()
-                    self._encode(self._batch)
-                    self.encode_s += time.monotonic() - began
+                    work(self._batch)
         except BaseException as error:  # the end of the thread: the decoder must hear of it
             with self._inbox.changed:
                 self.error = error
                 self._inbox.changed.notify_all()
 
-    def _take(self) -> bool:
-        """The next batch to `_batch`. Waits until there is one and the decoder has use for it; False at the end."""
+    def _take(self) -> Callable[[list[Row]], None] | None:
+        """The next batch to `_batch`, and what to do with it. Waits until there is one and the decoder has use for it;
+        None at the end."""
         inbox = self._inbox
         with inbox.changed:
             self._batch = []
             inbox.changed.notify_all()
             while True:
-                inbox.changed.wait_for(
-                    lambda: self._ended or ((self._sorted or inbox.waiting) and len(self.ready) < self._num_ahead())
-                )
+                inbox.changed.wait_for(lambda: self._ended or self._is_behind() or self._to_prefill())
                 if self._ended:
-                    return False
+                    return None
+                if not self._is_behind():
+                    self._batch = self._to_prefill()
+                    for row in self._batch:
+                        self.ready.remove(row)
+                    return self._prefill_ahead
                 if not self._sorted:
                     self._look_ahead()
                 while self._sorted and fits(self._batch, self._sorted[0], self._max_positions):
@@ -173,8 +137,23 @@ class EncoderLane:
                     if not row.is_cancelled:
                         self._batch.append(row)
                 if self._batch:
-                    return True
+                    return self._encode_all
                 inbox.changed.notify_all()  # who waits for rows that are cancelled must see that none are left
+
+    def _is_behind(self) -> bool:
+        return bool(self._sorted or self._inbox.waiting) and len(self.ready) < self._num_ahead()
+
+    def _to_prefill(self) -> list[Row]:
+        """The last three quarters of the rows that could be: the decoder takes from the other end."""
+        if not self._goes_ahead:
+            return []
+        rows = [row for row in self.ready if row.ahead is None and row.may_go_ahead]
+        batch: list[Row] = []
+        for row in reversed(rows[(len(rows) + 3) // 4 :]):
+            if not fits(batch, row, self._max_positions):
+                break
+            batch.append(row)
+        return batch[::-1]
 
     def _look_ahead(self) -> None:
         waiting = self._inbox.waiting
@@ -199,9 +178,28 @@ class EncoderLane:
         num_frames = max(len(row.segment.pcm), MIN_SAMPLES) // HOP
         num_audio = int(num_audio_tokens(torch.tensor(num_frames)))
         row.num_positions = len(row.head) + num_audio + len(row.tail)
-        by_length = _MIN_NEW_TOKENS + math.ceil(self._config.max_new_tokens_per_s * row.segment.duration_s)
+        by_length = MIN_NEW_TOKENS + math.ceil(self._config.max_new_tokens_per_s * row.segment.duration_s)
         row.max_new_tokens = min(self._config.max_new_tokens, by_length)
         return True
+
+    def _prefill_ahead(self, rows: list[Row]) -> None:
+        began = time.monotonic()
+        try:
+            self._prefill(rows)
+        except torch.AcceleratorError:
+            raise
+        except SEGMENT_ERRORS:  # the decoder's own attempt says what becomes of them
+            for row in rows:
+                row.may_go_ahead = False
+        with self._inbox.changed:
+            self.ready.extend(rows)
+            self._inbox.changed.notify_all()
+        self.prefill_s += time.monotonic() - began
+
+    def _encode_all(self, rows: list[Row]) -> None:
+        began = time.monotonic()
+        self._encode(rows)
+        self.encode_s += time.monotonic() - began
 
     def _encode(self, rows: list[Row]) -> None:
         try:

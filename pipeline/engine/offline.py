@@ -24,10 +24,11 @@ from pipeline.attempts import Watchdog
 from pipeline.config import EngineConfig
 from pipeline.engine.base import Batch, EngineError, EngineFailure, Observer, Result
 from pipeline.engine.decoder import Choice, Fetch, SlotDecoder
-from pipeline.engine.encoding import EncoderLane, Row, fits, smaller
+from pipeline.engine.encoding import EncoderLane, smaller
 from pipeline.engine.inbox import SEGMENT_ERRORS, Inbox, is_out_of_memory
 from pipeline.engine.loops import LoopFinder
 from pipeline.engine.model import MIN_SAMPLES, LoadedModel, load_model
+from pipeline.engine.rows import Prompts, Row, fits
 from pipeline.schema import Hypothesis, Segment
 
 _REFILL_SHARE = 16  # a sixteenth of the slots free is worth a prefill
@@ -54,6 +55,7 @@ class Counts:
     row_steps: int = 0
     useful_row_steps: int = 0
     encode_s: float = 0.0
+    prefill_ahead_s: float = 0.0  # the encoder's thread
     prefill_s: float = 0.0
     decode_s: float = 0.0
     idle_s: float = 0.0
@@ -89,7 +91,10 @@ class OfflineEngine:
         self._reported_at, self._reported_idle_s = time.monotonic(), 0.0
         self._num_turns = 0
         self._inbox = Inbox(Row)
-        self._lane = EncoderLane(self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 4))
+        self._prompts = Prompts(self._loaded)
+        self._lane = EncoderLane(
+            self._loaded, config, self._inbox, lambda: max(1, len(self._slots) // 2), self._prefill_ahead
+        )
         self._ready = self._lane.ready
         self._thread = threading.Thread(target=self._loop, name="asr-decoder", daemon=True)
         self._thread.start()
@@ -97,7 +102,7 @@ class OfflineEngine:
         if isinstance(warm, EngineFailure):  # a model that cannot run here must not become a failure of every segment
             raise EngineError(f"the model cannot run here: {warm}")
         self.counts, self._reported_idle_s = Counts(), 0.0
-        self._lane.encode_s = 0.0
+        self._lane.encode_s = self._lane.prefill_s = 0.0
         self._observe = observe  # who need not hear of that
 
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
@@ -118,7 +123,7 @@ class OfflineEngine:
         except BaseException as error:  # the end of the thread: those who wait for a result must hear of it
             self._inbox.fail(error, [*self._lane.rows, *(row for row in self._slots if row is not None)])
         self._lane.end()
-        self.counts.encode_s = self._lane.encode_s
+        self.counts.encode_s, self.counts.prefill_ahead_s = self._lane.encode_s, self._lane.prefill_s
 
     def _wait(self) -> bool:
         """Until there is something to do. False when closed and drained.
@@ -149,8 +154,10 @@ class OfflineEngine:
         if self._num_turns % _TURNS_PER_LOOK == 0:
             self._drop_cancelled()
         self._share_threads()
-        if self._ready:
-            self._refill(sum(row is not None for row in self._slots))
+        with self._inbox.changed:
+            first = self._ready[0] if self._ready else None
+        if first is not None:
+            self._refill(first)
         if any(self._slots):
             self._step()
         else:
@@ -162,22 +169,16 @@ class OfflineEngine:
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 
-    def _refill(self, num_active: int) -> None:
-        """Prefills free slots from `_ready`, once there are enough of them."""
-        if num_active and (self._ready[0].alone or any(row is not None and row.alone for row in self._slots)):
+    def _refill(self, first: Row) -> None:
+        """Prefills free slots from `_ready`, of which `first` is the next, once there are enough of them."""
+        active = [row for row in self._slots if row is not None]
+        if active and (first.alone or any(row.alone for row in active)):
             return  # until it is by itself
-        self._make_room(self._ready[0])
+        self._make_room(first)
         free = [slot for slot, row in enumerate(self._slots) if row is None]
-        enough = min(len(self._ready), max(1, len(self._slots) // _REFILL_SHARE))
-        if len(free) < enough:
+        batch = self._take_ready(len(free))
+        if not batch:
             return
-        batch: list[Row] = []
-        while self._ready and len(batch) < len(free) and fits(batch, self._ready[0], self._config.prefill_tokens):
-            if self._ready[0].expected_length > self._decoder.width:
-                break
-            batch.append(self._ready.popleft())
-        with self._inbox.changed:  # the encoder may go on
-            self._inbox.changed.notify_all()
         began = time.monotonic()
         try:
             choice = self._prefill(free[: len(batch)], batch)
@@ -188,11 +189,27 @@ class OfflineEngine:
             return
         for slot, row in zip(free, batch, strict=False):
             self._slots[slot] = row
-            row.embeddings = None
+            row.embeddings, row.ahead = None, None
         self._unread.append(_Chosen(Fetch(choice), list(zip(free, batch, strict=False)), begin=True))
         self._read_up_to(self._lag)
         self.counts.prefill_s += time.monotonic() - began
         self._report(batch)
+
+    def _take_ready(self, num_free: int) -> list[Row]:
+        """The next rows for so many free slots, all of them prefilled ahead or none; not yet any where too few slots
+        are free."""
+        ready, batch = self._ready, list[Row]()
+        with self._inbox.changed:
+            if num_free < min(len(ready), max(1, len(self._slots) // _REFILL_SHARE)):
+                return []
+            while ready and len(batch) < num_free and ready[0].expected_length <= self._decoder.width:
+                if batch and (ready[0].ahead is None) != (batch[0].ahead is None):
+                    break
+                if not fits(batch, ready[0], self._config.prefill_tokens):
+                    break
+                batch.append(ready.popleft())
+            self._inbox.changed.notify_all()  # the encoder may go on
+        return batch
 
     def _make_room(self, row: Row) -> None:
         """Another shape of the cache when `row` needs a wider one, or when all rows left would have more slots in a
@@ -222,23 +239,16 @@ class OfflineEngine:
         self._slots = rows + [None] * (num_slots - len(rows))
 
     def _prefill(self, slots: list[int], rows: list[Row]) -> Choice:
-        longest = max(row.num_positions for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        is_audio = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.head)] = torch.tensor(row.head)
-            ids[i, row.num_positions - len(row.tail) : row.num_positions] = torch.tensor(row.tail)
-            is_audio[i, len(row.head) : row.num_positions - len(row.tail)] = True
-        device = self._loaded.device
-        with torch.inference_mode():
-            for row in rows:
-                if row.encoded is not None and row.embeddings is not None:
-                    torch.cuda.current_stream(device).wait_event(row.encoded)
-                    row.embeddings.record_stream(torch.cuda.current_stream(device))
-            embeddings = self._thinker.model.embed_tokens(ids.to(device))
-            audio = torch.cat([row.embeddings for row in rows if row.embeddings is not None])
-            embeddings[is_audio.to(device)] = audio.to(embeddings.dtype)
-        return self._decoder.prefill(slots, embeddings, [row.num_positions for row in rows])
+        if rows[0].ahead is not None:
+            return self._decoder.place(slots, [row.ahead for row in rows if row.ahead is not None])
+        return self._decoder.prefill(slots, self._prompts.embeddings(rows), [row.num_positions for row in rows])
+
+    def _prefill_ahead(self, rows: Sequence[Row]) -> None:
+        """On the encoder's thread."""
+        embeddings = self._prompts.embeddings(rows)
+        prefilled = self._decoder.prefill_ahead(embeddings, [row.num_positions for row in rows])
+        for row, each in zip(rows, prefilled, strict=True):
+            row.ahead = each
 
     def _step(self) -> None:
         length = max(row.length for row in self._slots if row is not None) + len(self._unread)

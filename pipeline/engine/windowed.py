@@ -8,12 +8,16 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from qwen_asr.core.transformers_backend.modeling_qwen3_asr import Qwen3ASRAudioEncoder
-from torch import Tensor
+from torch import Tensor, nn
+
+Conv = Callable[[Tensor], Tensor]
+"""A convolution of the tower and its activation."""
 
 _CACHE_BYTES = 5 << 20
 TOKENS_PER_CHUNK = 13  # of 100 mel frames, after three convolutions of stride 2
@@ -53,10 +57,18 @@ def _chunks_at_once(tower: Qwen3ASRAudioEncoder, chunks: Tensor) -> int:
     return max(1, _CACHE_BYTES // num_bytes)
 
 
-def _convolved(tower: Qwen3ASRAudioEncoder, x: Tensor, width_left: Tensor | None) -> Tensor:
+def convs_of(tower: Qwen3ASRAudioEncoder) -> list[Conv]:
+    return [partial(_conv, conv) for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3)]
+
+
+def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.gelu(conv(x))
+
+
+def _convolved(tower: Qwen3ASRAudioEncoder, convs: Sequence[Conv], x: Tensor, width_left: Tensor | None) -> Tensor:
     """Chunks [M, 1, mels, 100] -> [M, 13, d]; `width_left` int64 [M] are the frames that each holds, where not all."""
-    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
-        x = F.gelu(conv(x))
+    for conv in convs:
+        x = conv(x)
         if width_left is not None:
             width_left = (width_left + 1) // 2
             x = x * (torch.arange(x.shape[-1], device=x.device) < width_left[:, None, None, None])
@@ -69,11 +81,13 @@ def encode(
     mel: Tensor,
     num_frames: Tensor,
     transformer: Callable[[Qwen3ASRAudioEncoder, Tensor, Tensor | None], Tensor] = transformer,
+    convs: Sequence[Conv] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Encode a batch of clips.
 
-    mel [B, 128, T] zero-padded log-mel; num_frames int64 [B]; `transformer` is for a compiled one. Returns embeddings
-    [B, L, output_dim] and, on the CPU, their numbers int64 [B]; rows beyond a clip's number are undefined.
+    mel [B, 128, T] zero-padded log-mel; num_frames int64 [B]; `transformer` is for a compiled one, `convs` for
+    others than the tower's own. Returns embeddings [B, L, output_dim] and, on the CPU, their numbers int64 [B]; rows
+    beyond a clip's number are undefined.
     """
     batch, num_mels, width = mel.shape
     chunk_frames = 2 * tower.n_window
@@ -91,8 +105,9 @@ def encode(
     widths = num_frames.clamp(max=chunk_frames)[:, None].expand(-1, num_chunks).flatten()[used]
     short = bool((num_frames < chunk_frames).any())
     size = _chunks_at_once(tower, x)
+    convs = convs or convs_of(tower)
     parts = zip(x.split(size), widths.to(mel.device).split(size), strict=True)
-    x = torch.cat([_convolved(tower, part, width if short else None) for part, width in parts])  # [M, 13, d]
+    x = torch.cat([_convolved(tower, convs, part, width if short else None) for part, width in parts])  # [M, 13, d]
     x = x + tower.positional_embedding.positional_embedding[: x.shape[1]].to(x.dtype)
     grid = x.new_zeros(batch * num_chunks, *x.shape[1:])
     grid[used_there] = x

@@ -107,6 +107,26 @@ def test_neither_slots_nor_budgets_change_a_token(
     assert_same(SEGMENTS, results, expected)
 
 
+def test_rows_are_prefilled_before_they_have_slots(
+    tiny_checkpoint: Path, expected: dict[str, Hypothesis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the encoder's thread, where the engine has two."""
+    before, placed = torch.get_num_threads(), list[int]()
+    place = SlotDecoder.place
+
+    def placing(self: SlotDecoder, slots: Sequence[int], rows: Sequence[Any]) -> Choice:
+        placed.extend(slots)
+        return place(self, slots, rows)
+
+    monkeypatch.setattr(SlotDecoder, "place", placing)
+    engine = new_engine(tiny_checkpoint, slots=8, threads=2)
+    results = engine.submit(SEGMENTS).result(TIMEOUT_S)
+    engine.close()
+    torch.set_num_threads(before)
+    assert_same(SEGMENTS, results, expected)
+    assert placed and engine.counts.prefill_ahead_s > 0
+
+
 @pytest.mark.parametrize("lag", [1, 3])
 def test_steps_may_run_ahead_of_the_host(tiny_checkpoint: Path, expected: dict[str, Hypothesis], lag: int) -> None:
     """As they do on CUDA, where a step is queued before the tokens of the last one are read."""
@@ -240,14 +260,14 @@ def choke_on(
         monkeypatch.setattr(engine._lane, "encoder", encoding)
         return
     if place == "prefill":
-        prefill = engine._prefill
+        embeddings = engine._prompts.embeddings
 
-        def prefilling(slots: list[int], rows: list[Any]) -> Choice:
+        def prefilling(rows: list[Any]) -> Any:
             if any(row.segment is poisoned for row in rows):
                 raise error
-            return prefill(slots, rows)
+            return embeddings(rows)
 
-        monkeypatch.setattr(engine, "_prefill", prefilling)
+        monkeypatch.setattr(engine._prompts, "embeddings", prefilling)
         return
     step = engine._decoder.step
 

@@ -86,7 +86,7 @@ def copy_files(folder: Path) -> None:
 
 
 def int4_linears(engine: OfflineEngine) -> list[Int4Linear]:
-    layers = engine._decoder._layers
+    layers = engine._decoder._text.layers
     return [each for layer in layers for each in vars(layer).values() if isinstance(each, Int4Linear)]
 
 

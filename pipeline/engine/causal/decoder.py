@@ -110,23 +110,23 @@ class StreamDecoder(SlotDecoder):
         """Feeds the newest token of each of `slots`: the tokens chosen next and their log-probabilities."""
         rows = torch.tensor(list(slots), device=self._device)
         positions = self._positions[rows]
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        cos, sin = self._tables[0][positions][:, None], self._tables[1][positions][:, None]
         x = self._embed(self._tokens[rows])
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            q, k, v = self._qkv(layer, x, cos, sin)  # [B, heads, head_dim]
+        for layer, keys, values in zip(self._text.layers, self._keys, self._values, strict=True):
+            q, k, v = self._text.qkv(layer, x, cos, sin)  # [B, heads, head_dim]
             keys[rows, :, positions] = k
             values[rows, :, positions] = v
-            q = q.unflatten(1, (self._kv_heads, -1))
-            if self._attends_on_cpu:
+            q = q.unflatten(1, (self._text.kv_heads, -1))
+            if self._has_kernels:
                 mixed = attend(q, keys, values, positions, rows)
             else:
                 length = self._rounded(int(positions.max()) + 1)
-                seen = (self._columns[:length] <= positions[:, None])[:, None, None]
+                seen = (torch.arange(length, device=self._device) <= positions[:, None])[:, None, None]
                 mixed = F.scaled_dot_product_attention(
                     q, keys[rows, :, :length], values[rows, :, :length], attn_mask=seen
                 )
             x = x + layer.out(mixed.flatten(1))
-            x = x + self._mlp(layer, x)
+            x = x + self._text.mlp(layer, x)
         sizes = self._sizes[rows]
         history = self._history[rows, : int(sizes.max())]
         tokens, logprobs = self._greedy(x, history, torch.arange(len(rows), device=self._device), sizes)
@@ -146,7 +146,7 @@ class StreamDecoder(SlotDecoder):
         slot_of = slots[row_of].to(self._device)
         slots = slots.to(self._device)
         most = self._rounded(int((starts + torch.tensor(lengths)).max()))
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        cos, sin = self._tables[0][positions][:, None], self._tables[1][positions][:, None]
         every = _Queries(row_of, place_of, positions, len(additions), most)
         last = torch.cat([
             torch.arange(end - count, end) for end, count in zip(accumulate(lengths), checked, strict=True)
@@ -154,16 +154,16 @@ class StreamDecoder(SlotDecoder):
         last_row, last_place = _places(checked)
         wanted = _Queries(last_row, last_place, positions[last.to(self._device)], len(additions), most)
         last = last.to(self._device)
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            q, k, v = self._qkv(layer, x, cos, sin)  # [N, heads, head_dim]
+        for layer, keys, values in zip(self._text.layers, self._keys, self._values, strict=True):
+            q, k, v = self._text.qkv(layer, x, cos, sin)  # [N, heads, head_dim]
             keys[slot_of, :, positions] = k
             values[slot_of, :, positions] = v
             queries = every
-            if layer is self._layers[-1]:  # from here on only what is asked for matters
+            if layer is self._text.layers[-1]:  # from here on only what is asked for matters
                 x, q, queries = x[last], q[last], wanted
             mixed = queries.attend(q, keys[slots, :, :most], values[slots, :, :most])
             x = x + layer.out(mixed)
-            x = x + self._mlp(layer, x)
+            x = x + self._text.mlp(layer, x)
         return x
 
     def _greedy(self, x: Tensor, histories: Tensor, row_of: Tensor, sizes: Tensor) -> tuple[list[int], list[float]]:
@@ -172,7 +172,7 @@ class StreamDecoder(SlotDecoder):
         tokens, logprobs = [], []
         at_once = max(1, _LOGITS_AT_ONCE // self._embed.num_embeddings)
         for part, rows, said in zip(x.split(at_once), row_of.split(at_once), sizes.split(at_once), strict=True):
-            logits = self._lm_head(self._norm_of(part, self._norm)).float()
+            logits = self._lm_head(self._text.norm_of(part, self._text.last_norm)).float()
             best = penalize(logits, histories[rows], said, self._penalties).argmax(dim=-1)
             chosen = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=-1)
             tokens += best.tolist()
