@@ -135,6 +135,15 @@ def test_text_is_the_plain_greedy_one(loaded: LoadedModel, clips: list[np.ndarra
     assert_same(transcribed(batch, clips), transcribed(plain, clips))
 
 
+def test_torchs_attention_gives_the_same_as_that_of_a_cpu(
+    loaded: LoadedModel, clips: list[np.ndarray], expected: list[list[Update]]
+) -> None:
+    """It is what steps take on CUDA."""
+    batch = StreamBatch(loaded, replace(SETTINGS, slots=5))
+    batch._decoder._attends_on_cpu = False
+    assert_same(transcribed(batch, clips), expected)
+
+
 def test_segments_tile_the_stream_and_texts_are_whats_published(expected: list[list[Update]], clips: Any) -> None:
     for updates, clip in zip(expected, clips, strict=True):
         segments = [update.segment for update in updates if update.segment]
