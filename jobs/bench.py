@@ -23,21 +23,31 @@ from pipeline.config import ConfigError
 PACKAGES = ("shardscribe", "torch", "transformers", "qwen-asr", "ray", "nvidia-modelopt")
 FIGURES = ("engine", "0.6b", "int4", "reading", "pipeline", "growth")
 DEFAULT = ("engine", "int4", "reading")
+NUM_CLIPS = 256
+NUM_CLIPS_06B = {"cpu": 32, "cuda": 256}  # whole batches of qwen-asr's; a CPU without AMX takes minutes for one
 
 
-def run(names: Sequence[str], num_clips: int, threads: int | None, out: Path | None, console: Console) -> None:
-    """Measure, print a table, and write JSON to `out`. Raises ConfigError for a name that is no figure."""
+def run(
+    names: Sequence[str],
+    num_clips: int | None,
+    threads: int | None,
+    hours: Sequence[float],
+    out: Path | None,
+    console: Console,
+) -> None:
+    """Measure, print a table, and write JSON to `out`. Raises ConfigError for a name that is no figure.
+    `num_clips` None, no `hours`: those that the figure is made for."""
     if unknown := set(names) - set(FIGURES):
         raise ConfigError(f"{', '.join(sorted(unknown))}: no figure; there are {', '.join(FIGURES)}")
     threads = threads or os.cpu_count() or 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measures: dict[str, Callable[[], list[Figure]]] = {
-        "engine": lambda: bench.engines(num_clips, threads),
-        "0.6b": lambda: bench.engines_06b(num_clips, threads, device),
+        "engine": lambda: bench.engines(num_clips or NUM_CLIPS, threads),
+        "0.6b": lambda: bench.engines_06b(num_clips or NUM_CLIPS_06B[device.type], threads, device),
         "int4": lambda: bench.int4(device, threads),
         "reading": bench.reading,
-        "pipeline": bench_pipeline.pipeline,
-        "growth": bench_pipeline.growth,
+        "pipeline": lambda: bench_pipeline.pipeline(console),
+        "growth": lambda: bench_pipeline.growth(console, hours or bench_pipeline.GROWTH_HOURS),
     }
     machine = described(device, threads)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False, soft_wrap=True)

@@ -433,8 +433,16 @@ def bench(
         list[str] | None,
         typer.Argument(help="engine, 0.6b (random weights), int4, reading, pipeline, growth; the first without 0.6b."),
     ] = None,
-    clips: Annotated[int, typer.Option("--clips", min=1, help="Clips of 1 to 30 s for the engines.")] = 256,
+    clips: Annotated[
+        int | None,
+        typer.Option(
+            "--clips", min=1, help="Clips of 1 to 30 s for the engines; default: 256, or 32 of 0.6b on a CPU."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of torch; default: all cores.")] = None,
+    hours: Annotated[
+        list[float] | None, typer.Option("--hours", help="Of audio, for growth; repeat it. Default: 1, 10 and 100.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON, too.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -442,7 +450,7 @@ def bench(
     with mistakes_in_one_line(Console(stderr=True), debug):
         from jobs import bench as job
 
-        job.run(figures or [], clips, threads, out, Console())
+        job.run(figures or [], clips, threads, hours or [], out, Console())
 
 
 @app.command(epilog=EXAMPLES + "shardscribe models")

@@ -70,7 +70,6 @@ SIBLINGS = {
     ("pipeline.summary", "pipeline.progress"),
     ("pipeline.funnel", "pipeline.progress"),
     ("jobs.bench", "jobs.bench_pipeline"),
-    ("jobs.bench_pipeline", "jobs.transcribe"),
     ("jobs.tables", "jobs.transcribe"),
     ("jobs.tables", "jobs.quantize"),
     ("jobs.tables", "jobs.distill"),

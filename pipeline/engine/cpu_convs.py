@@ -12,23 +12,18 @@ from torch import Tensor, nn
 from pipeline.engine.windowed import Conv, convs_of
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_CHUNKS = (16, 1, 128, 100)  # of this shape weights are laid out for; others run with them, too
 
 
-@torch.inference_mode()
 def fused_convs(tower: Qwen3ASRAudioEncoder) -> list[Conv]:
     """See windowed.encode. Torch's own where oneDNN, or a CPU, is not."""
     weight = tower.conv2d1.weight
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
         return convs_of(tower)
-    found: list[Conv] = []
-    x = torch.zeros(_CHUNKS, dtype=weight.dtype)
-    for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
-        geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        laid_out = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *geometry, list(x.shape))
-        found.append(partial(_conv, conv, laid_out))
-        x = found[-1](x)
-    return found
+    return [
+        # not laid out beforehand: what suits one number of chunks costs 50 times as much with another
+        partial(_conv, conv, conv.weight.detach().contiguous(memory_format=torch.channels_last))
+        for conv in (tower.conv2d1, tower.conv2d2, tower.conv2d3)
+    ]
 
 
 def _conv(conv: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
