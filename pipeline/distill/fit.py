@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray._raylet import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipeline.config import ConfigError
 from pipeline.distill.config import TrainingRayConfig
@@ -45,16 +49,37 @@ def fit(loop: Loop, config: TrainingRayConfig, folder: Path, device: str) -> Non
             ),
             run_config=RunConfig(name="train", storage_path=str(folder), failure_config=FailureConfig(max_failures=0)),
         )
+        failure: BaseException
+        before = _places()
+        interrupted = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
             return
         except ray.train.TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", {})
-            for failure in failures.values():
-                if mistake := _mistake(failure):
-                    raise mistake from None
-            if attempt == config.retries:
-                raise TrainingError(f"workers failed {attempt + 1} times, at last with: {error}") from error
+            failures = getattr(error, "worker_failures", {}).values()
+            died = TrainingError(f"workers failed {attempt + 1} times, at last with: {error}")
+            failure = next(filter(None, map(_mistake, failures)), died)
+        finally:
+            signal.signal(signal.SIGINT, interrupted)  # Ray's own stays, and holds on to its controller
+        # not from within: the frames behind Ray's error hold it, too
+        gc.collect()
+        _give_up_places(before)
+        if failure is not died or attempt == config.retries:
+            raise failure
+
+
+def _places() -> set[str]:
+    """Placement groups of this job (whose id theirs end with) that hold resources."""
+    job: str = ray.get_runtime_context().get_job_id()
+    groups = ray.util.placement_group_table()
+    return {name for name, group in groups.items() if name.endswith(job) and group["state"] != "REMOVED"}
+
+
+def _give_up_places(before: set[str]) -> None:
+    """Those that are not of `before`: Ray leaves the workers' one behind when a worker has died, and the next attempt
+    would wait for it for ever."""
+    for name in _places() - before:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def _run(options: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray as ray_core
 import torch
 import yaml
 from rich.console import Console
@@ -351,6 +352,10 @@ def test_workers_that_die_start_again_and_mistakes_do_not(tmp_path: Path) -> Non
     assert (tmp_path / "tries").read_text() == "x"
     with pytest.raises(TrainingError, match="workers failed 1 times"):
         fit(dies, ray.model_copy(update={"retries": 0}), tmp_path / "c", "cpu")
+    until = time.monotonic() + 30
+    while ray_core.available_resources().get("CPU", 0.0) < ray_core.cluster_resources()["CPU"]:
+        assert time.monotonic() < until, "failed trainings keep their place"
+        time.sleep(0.2)
 
 
 def test_a_teacher_of_another_family_is_refused(config: DistillConfig, teacher: Path, tmp_path: Path) -> None:
