@@ -349,9 +349,7 @@ def distill_tower(
 def bench(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="engine, int4, reading: the default; 0.6b (random weights), streams, pipeline, growth."
-        ),
+        typer.Argument(help="engine, int4, reading: the default; 0.6b (random weights), streams, pipeline, growth."),
     ] = None,
     clips: Annotated[
         int | None,

@@ -76,7 +76,9 @@ def _tell(segment: TranscribedSegment, console: Console) -> None:
     said = segment.hypothesis.text if segment.hypothesis else f"({segment.error})"
     if said:
         at = time.strftime("%H:%M:%S", time.gmtime(segment.offset))
-        console.print(f"{segment.recording_id}  {at}  {said}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{segment.recording_id}  {at}  {' '.join(said.split())}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _line(counts: Counts) -> str:

@@ -40,7 +40,7 @@ def streams(model: str, tower: str, num_streams: int, threads: int) -> list[Figu
             EngineConfig(
                 name="causal", model=model, tower=tower, dtype=dtype, slots=num_streams, batch_size=num_streams,
                 language=_LANGUAGE,
-            )  # type: ignore[arg-type]
+            )
         )  # fmt: skip
         speed[f"ours {dtype}"], memory[dtype] = _ours(causal, audio)
     theirs = _runtime(model, causal, audio[0])

@@ -100,7 +100,7 @@ class Transcriber:
         places = [(unit.recordings[span.recording], *span.bounds) for span in unit.spans]
         segments = [_segment(self._config, *place) for place in places]
         if not died_before:
-            all_heard: list[list[Heard]] = await asyncio.wrap_future(engine.stream(segments))
+            all_heard = await self._heard(engine, segments)
         else:
             all_heard = []
             for segment in segments:
@@ -109,13 +109,16 @@ class Transcriber:
                         failure = EngineFailure(segment.segment_id, "crashed_process", CRASHED)
                         all_heard.append([Heard(0, len(segment.pcm), failure)])
                         continue
-                    all_heard += await asyncio.wrap_future(engine.stream([segment]))
+                    all_heard += await self._heard(engine, [segment])
                     await asyncio.to_thread(self._attempts.end, segment.segment_id)
         return [
             (recording, start + each.start, start + each.end, each.result)
             for (recording, start, _), heard in zip(places, all_heard, strict=True)
             for each in heard
         ]
+
+    async def _heard(self, engine: StreamEngine, segments: Sequence[Segment]) -> list[list[Heard]]:
+        return await asyncio.wrap_future(engine.stream(segments))
 
     async def _second_opinions(self, windows: Sequence[Window], died_before: bool) -> list[Hypothesis | None]:
         """What the second model makes of each window; None where the first one has no text, or the second one fails."""

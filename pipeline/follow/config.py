@@ -54,7 +54,7 @@ class FollowConfig(Section):
     def job(self) -> TranscribeConfig:
         """The main job that would give these rows, which the output is claimed and labelled as."""
         return TranscribeConfig(
-            inputs=[{"path": source.path} for source in self.inputs],  # type: ignore[list-item]
+            inputs=[{"path": source.path} for source in self.inputs],
             output=self.output,
             segmentation=SegmentationConfig(policy="stream"),
             engine=self.engine,

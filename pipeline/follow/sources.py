@@ -57,7 +57,7 @@ class Mono:
         data = self._rest + data
         whole = len(data) // self._layout.frame_bytes * self._layout.frame_bytes
         self._rest = data[whole:]
-        found = []
+        found: list[np.ndarray] = []
         if whole:
             block = self._layout.decode(data[:whole]).mean(axis=1, keepdims=True, dtype=np.float32)
             found += self._resampler.feed(np.nan_to_num(block))

@@ -97,7 +97,7 @@ def restored(url: str, number: int, folder: Path, output: Output, done: Done) ->
         return state
     last = next(key for key in done.keys if key.group == num_objects - 1)
     ((_, record, table),) = output.tables([last], ["offset", "duration"])
-    if file.exists() and num_objects == state.group + 1:
+    if num_objects == state.group + 1 and len(state.rows) >= table.num_rows:
         return replace(state, group=num_objects, rows=state.rows[table.num_rows :])
     end_s = max((row["offset"] + row["duration"] for row in table.to_pylist()), default=0.0)
     num_segments = sum(record["num_segments"] for record in output.records(sorted(done.keys)))

@@ -33,20 +33,18 @@ class Layout:
 
     def decode(self, data: bytes) -> np.ndarray:
         """Whole frames as float32 [n, channels], full scale 1."""
+        bits = 8 * self.sample_bytes
         if self.is_float:
-            values = np.frombuffer(data, f"<f{self.sample_bytes}").astype(np.float32)
-        elif self.sample_bytes == 1:
-            values = (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
-        elif self.sample_bytes == 3:
-            bytes3 = np.frombuffer(data, np.uint8).reshape(-1, 3)
-            wide = np.zeros((len(bytes3), 4), np.uint8)
-            wide[:, 1:] = bytes3
-            values = (wide.view("<i4")[:, 0] / 2**31).astype(np.float32)
+            values = np.frombuffer(data, f"<f{self.sample_bytes}")
+        elif bits == 8:
+            values = np.frombuffer(data, np.uint8) / 128.0 - 1.0
+        elif bits == 24:
+            wide = np.zeros((len(data) // 3, 4), np.uint8)
+            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+            values = wide.view("<i4")[:, 0] / 2.0**31
         else:
-            values = (np.frombuffer(data, f"<i{self.sample_bytes}") / 2 ** (8 * self.sample_bytes - 1)).astype(
-                np.float32
-            )
-        return values.reshape(-1, self.channels)
+            values = np.frombuffer(data, f"<i{self.sample_bytes}") / 2.0 ** (bits - 1)
+        return values.astype(np.float32).reshape(-1, self.channels)
 
 
 def raw(rate_hz: int, channels: int) -> Layout:
