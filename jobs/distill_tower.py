@@ -12,18 +12,21 @@ from pipeline.distill.run import run_training, told_end
 from pipeline.distill.tower import train
 from pipeline.distill.tower_output import card, fill
 from pipeline.distill.training_output import TrainingOutput, absolute
+from pipeline.engine.causal.tower_file import local_revision
 from pipeline.engine.checkpoint import resolve
 
 
 def run(config: TowerConfig, console: Console) -> None:
     """Raises ConfigError, CheckpointError and StorageError for what cannot be trained on as configured, TrainingError
     when training cannot go on; the last state is kept."""
-    config = absolute(config, ("model",))
+    config = absolute(config, ("model", "tower"))
     output = TrainingOutput(config)
     model = resolve(config.model, config.revision, key="model")
     speech = config.speech
-    refs = read_examples(speech.sources, config.storage.access, speech.languages, speech.min_s, speech.max_s, False)
-    output.claim({"model": model.revision}, refs)
+    texts = config.text_weight > 0
+    refs = read_examples(speech.sources, config.storage.access, speech.languages, speech.min_s, speech.max_s, texts)
+    begun = local_revision(config.tower)
+    output.claim({"model": model.revision} | ({"tower": begun} if begun else {}), refs)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)

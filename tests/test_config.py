@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.config import ConfigError, PseudolabelConfig, TranscribeConfig, load_config, validate
 from pipeline.labels_config import THRESHOLDS, LabelsConfig
+from pipeline.streams_config import SPEED_KEYS, StreamsConfig
 
 BASE = "inputs: [a.tar]\noutput: out\n"
 
@@ -224,9 +225,16 @@ NO_RESULT = [
             {"prefill_tokens": 9},
             {"look_ahead": 9},
             {"stall_timeout_s": 60},
+            {"streams": {"max_streams": 3, "max_waiting_s": 90, "park_after_s": 0}},
         )
     ),
 ]
+
+
+STREAMS: dict[str, Any] = {
+    "block_frames": 96, "left_steps": 188, "hold_back": 3, "stable_iterations": 2, "roll": "mark", "min_s": 9,
+    "max_s": 15, "repetition_penalty": 1, "no_repeat_ngram": 0, "max_new_tokens": 99,
+}  # fmt: skip
 
 
 def test_the_hash_changes_with_what_changes_a_row_and_with_nothing_else() -> None:
@@ -238,6 +246,20 @@ def test_the_hash_changes_with_what_changes_a_row_and_with_nothing_else() -> Non
         assert config(**sections).result_hash() == base, f"{sections} changes no row"
 
 
+def causal(**engine: Any) -> str:
+    options = {"name": "causal", "tower": "a"} | engine
+    return config(segmentation={"policy": "stream"}, engine=options).result_hash()
+
+
+def test_what_changes_the_rows_of_streams() -> None:
+    changes: list[dict[str, Any]] = [
+        {}, {"tower": "b"}, {"tower_revision": "c"}, {"untrained_languages": True},
+        *({"streams": {key: value}} for key, value in STREAMS.items()),
+    ]  # fmt: skip
+    assert len({config().result_hash(), *(causal(**change) for change in changes)}) == 1 + len(changes)
+    assert set(STREAMS) | SPEED_KEYS == set(StreamsConfig.model_fields)
+
+
 def test_what_only_changes_the_speed_of_the_second_model_is_in_no_hash() -> None:
     slow, fast = ({"model": "a"} | options for options in ({}, {"slots": 9, "device": "cpu", "batch_size": 1}))
     assert config(agree_with=slow).result_hash() == config(agree_with=fast).result_hash()
@@ -246,6 +268,7 @@ def test_what_only_changes_the_speed_of_the_second_model_is_in_no_hash() -> None
 def test_every_key_was_decided_on() -> None:
     """A new key must be put into one of the two lists above."""
     decided = {(name, key) for sections in RESULT + NO_RESULT for name, keys in sections.items() for key in keys}
+    decided |= {("engine", key) for key in ("tower", "tower_revision", "untrained_languages", "streams")}
     for name in ("audio", "units", "segmentation", "engine", "labels"):
         section = TranscribeConfig.model_fields[name].annotation
         keys = set(section.model_fields)  # type: ignore[union-attr]

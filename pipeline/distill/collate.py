@@ -30,19 +30,21 @@ def collate(
     logits at i tell of labels at i + 1. `as_written`: the tokens that a teacher with this tokenizer wrote, where an
     example has them; a language that was forced stands in the prompt then.
     """
-    head, tail, audio_token = _prompt(processor)
+    head, tail, audio_token = prompt(processor)
     tokenizer = processor.tokenizer
     mel, num_frames = _mel(processor.feature_extractor.feature_size).log_mel([padded(each.pcm) for each in examples])
     ids, labels = [], []
     for each, num_tokens in zip(examples, num_audio_tokens(num_frames).tolist(), strict=True):
-        prompt = [*head, *[audio_token] * num_tokens, *tail]
+        ids_before = [*head, *[audio_token] * num_tokens, *tail]
         answer = answer_ids(tokenizer, each.ref.language, each.ref.text)
         if as_written and each.ref.token_ids:
             answer = list(each.ref.token_ids)
             if _AFTER_LANGUAGE not in tokenizer.decode(answer):
-                prompt += tokenizer.encode(f"language {each.ref.language}{_AFTER_LANGUAGE}", add_special_tokens=False)
-        ids.append(torch.tensor(prompt + answer))
-        labels.append(torch.tensor([NO_LOSS] * len(prompt) + answer))
+                ids_before += tokenizer.encode(
+                    f"language {each.ref.language}{_AFTER_LANGUAGE}", add_special_tokens=False
+                )
+        ids.append(torch.tensor(ids_before + answer))
+        labels.append(torch.tensor([NO_LOSS] * len(ids_before) + answer))
     inside = torch.arange(mel.shape[2]) < num_frames[:, None]
     return {
         "input_ids": pad_sequence(ids, True, tokenizer.pad_token_id),
@@ -59,7 +61,7 @@ def answer_ids(tokenizer: Any, language: str, text: str) -> list[int]:
     return [*ids, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def _prompt(processor: Any) -> tuple[list[int], list[int], int]:
+def prompt(processor: Any) -> tuple[list[int], list[int], int]:
     """The prompt's tokens before and after the audio, without a context, and the token that stands for audio."""
     messages = [
         {"role": "system", "content": ""},

@@ -141,13 +141,15 @@ class TowerConfig(TrainingConfig):
 
     model: str = "embedded/student"  # as engine.model; its tower is the teacher, and what training begins with
     revision: str | None = None
-    speech: SpeechConfig  # what is heard; texts are not needed
+    tower: str | None = None  # a causal tower to begin with instead, as engine.tower
+    speech: SpeechConfig  # what is heard; texts are needed where text_weight is above 0
     heldout: SamplesConfig  # with texts: what the best step is chosen on
     steps: PositiveInt = 3000
     learning_rate: float = Field(1e-4, gt=0)
     block_frames: Annotated[list[PositiveInt], Field(min_length=1)] = [96, 192]  # drawn for every batch
     left_steps: PositiveInt = 195  # that a step sees, of 80 ms
     cosine_weight: float = Field(0.5, ge=0)  # mean squared error + this * (1 - cosine)
+    text_weight: float = Field(0.0, ge=0)  # + this * cross-entropy of the model's decoder with the speech's texts
     offset_share: float = Field(0.5, ge=0, le=1)  # of examples that begin at a later position than 0
     max_offset: PositiveInt = 6000  # of those, drawn evenly in their logarithm
 

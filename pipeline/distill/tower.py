@@ -30,10 +30,11 @@ from pipeline.distill.loop import Forward
 from pipeline.distill.quantize import load
 from pipeline.distill.sampling import draw
 from pipeline.distill.tower_heldout import TowerHeldout
+from pipeline.distill.tower_text import TextLoss
 from pipeline.distill.worker import Worker
 from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
 from pipeline.engine.causal.tower import Geometry, encode_whole
-from pipeline.engine.causal.weights import save_tower
+from pipeline.engine.causal.weights import load_tower, save_tower
 from pipeline.engine.checkpoint import resolve
 from pipeline.engine.features import ClipMel
 from pipeline.engine.model import padded
@@ -87,13 +88,17 @@ class CausalTower:
     def __init__(self, config: TowerConfig, worker: Worker, dtype: torch.dtype) -> None:
         self._config, self._worker, self._dtype = config, worker, dtype
         options, speech, held = config.storage.access, config.speech, config.heldout
-        self._refs = read_examples(speech.sources, options, speech.languages, speech.min_s, speech.max_s, False)
+        texts = config.text_weight > 0
+        self._refs = read_examples(speech.sources, options, speech.languages, speech.min_s, speech.max_s, texts)
         held_refs = read_examples(held.sources, options, held.languages, held.min_s, held.max_s)
         held_refs = draw(held_refs, held.samples_per_language, held.seed)
         checkpoint = resolve(config.model, config.revision, key="model")
         wrapper, offline = (load(checkpoint, worker.device) for _ in range(2))
         self._offline = offline.model.thinker.audio_tower.to(dtype).requires_grad_(False)
+        self._text = TextLoss(offline, dtype) if texts else None
         tower = wrapper.model.thinker.audio_tower.float()
+        if config.tower is not None:
+            load_tower(config.tower, tower, checkpoint.model_id)
         self.model = WholeTower(tower, config.left_steps)
         self.layers = list(tower.layers)
         self._num_mels: int = tower.config.num_mel_bins
@@ -114,7 +119,7 @@ class CausalTower:
         return int(batch.num_steps.sum())
 
     def losses(self, forward: Forward, batch: TowerBatch) -> dict[str, Tensor]:
-        """ "loss", "mse" (a number of the embedding) and "cosine" (1 less the cosine)."""
+        """ "loss", "mse" (a number of the embedding), "cosine" (1 less the cosine); "text" where it has a weight."""
         device = self._worker.device
         heard = forward(batch).float()
         with torch.no_grad():
@@ -125,7 +130,11 @@ class CausalTower:
         mine, its = heard[own], wanted[:, nearest.to(device)][own].float()
         mse = F.mse_loss(mine, its)
         cosine = 1 - F.cosine_similarity(mine, its, dim=-1).mean()
-        return {"loss": mse + self._config.cosine_weight * cosine, "mse": mse, "cosine": cosine}
+        loss = mse + self._config.cosine_weight * cosine
+        if self._text is None:
+            return {"loss": loss, "mse": mse, "cosine": cosine}
+        text = self._text(heard, batch.num_steps.tolist(), batch.refs)
+        return {"loss": loss + self._config.text_weight * text, "mse": mse, "cosine": cosine, "text": text}
 
     def heldout(self, forward: Forward) -> dict[str, float]:
         sums: dict[str, float] = {}

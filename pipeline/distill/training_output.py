@@ -117,8 +117,8 @@ def absolute(config: Any, models: Sequence[str]) -> Any:
     changed: dict[str, Any] = {"output": storage.resolve(config.output)}
     for key in models:
         model = getattr(config, key)
-        if model is not None and (folder := Path(model).expanduser()).is_dir():
-            changed[key] = str(folder.absolute())
+        if model is not None and (path := Path(model).expanduser()).exists():
+            changed[key] = str(path.absolute())
     for key in _SPEECH:
         if section := getattr(config, key, None):
             changed[key] = section.model_copy(update={"sources": [storage.resolve(each) for each in section.sources]})
