@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from jobs import cli_evaluate
 from jobs.mistakes import EXIT_UNFINISHED, mistakes_in_one_line
-from pipeline.config import ConfigError, PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
+from jobs.options import EXAMPLES, Debug, Set
+from pipeline.config import PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
 
 app = typer.Typer(
     name="shardscribe",
@@ -22,16 +24,10 @@ app = typer.Typer(
     "why), 1 the job could not finish, 2 a mistake in the command or configuration.",
 )
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the configuration: engine.batch_size=16"),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
     str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265")
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Print the job's id and leave it running.")]
-EXAMPLES = "[bold]Examples[/bold]\n\n"
 
 
 @app.command(
@@ -271,62 +267,7 @@ def report(
         job.run(output, storage.access, out, samples, audio, Console())
 
 
-@app.command(
-    epilog=EXAMPLES + "shardscribe evaluate out/test-sets --out scores --against out/other-model\n\n"
-    "shardscribe evaluate --hypotheses hypotheses.jsonl --json\n\n"
-    "shardscribe evaluate --manifest test-clean.jsonl --model embedded/teacher --set engine.name=offline --out eval"
-)
-def evaluate(
-    outputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[OUT]...", help="Output folders of transcribe jobs with references.")
-    ] = None,
-    hypotheses: Annotated[
-        list[str] | None,
-        typer.Option("--hypotheses", metavar="FILE", help="JSONL: reference, hypothesis; language, id, set, duration."),
-    ] = None,
-    manifest: Annotated[
-        list[str] | None,
-        typer.Option("--manifest", metavar="FILE", help="Transcribe this into --out first; any input with references."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="For --manifest: what `engine.model` takes.")] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Where evaluation.json, .md and .html go.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="OUT|FILE", help="A second system on the same recordings.")
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option("--language", help="The references' language; default: what each names.")
-    ] = None,
-    kept_only: Annotated[
-        bool, typer.Option("--kept-only", help="Leave out recordings that a filter caught, in any of their rows.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    conf: Annotated[
-        Path | None, typer.Option("--conf", help="Storage options and, for --manifest, all else of this configuration.")
-    ] = None,
-    overrides: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Score transcripts: WER and CER by language and set with intervals, confidence, filters, the worst errors."""
-    messages, code, sources = Console(stderr=True), 0, list(outputs or [])
-    with mistakes_in_one_line(messages, debug):
-        if bool(manifest) != bool(model) or (overrides and not manifest):
-            raise ConfigError("--manifest FILE and --model MODEL go together, and --set with them")
-        from jobs import evaluate as job
-
-        if manifest and model:
-            from jobs import transcribe as main_job
-
-            config = job.transcription(manifest, model, out, conf, overrides or [])
-            code, storage = main_job.run(config, messages), config.storage
-            sources.append(config.output)
-        else:
-            storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
-        if code != EXIT_UNFINISHED:
-            request = job.Request(sources, hypotheses or [], against, language, kept_only, out, as_json)
-            job.run(request, storage.access, Console())
-    raise typer.Exit(code)
+app.command("evaluate", epilog=cli_evaluate.EPILOG)(cli_evaluate.evaluate)
 
 
 @app.command(epilog=EXAMPLES + "shardscribe demo\n\nshardscribe demo --out /tmp/demo --model embedded/teacher")

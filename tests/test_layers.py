@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # from the bottom up; a module may import its own layer's siblings only where the layer is a package
 LAYERS = (
-    ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster"),
+    ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster", "pipeline.machine"),
     ("pipeline.labels_config",),
     ("pipeline.schema", "pipeline.config", "pipeline.text", "pipeline.urls"),
     ("pipeline.units", "pipeline.retry"),
@@ -35,12 +35,14 @@ LAYERS = (
     ("pipeline.bench",),
     (
         "jobs.mistakes",
+        "jobs.options",
         "jobs.transcribe",
         "jobs.status",
         "jobs.funnel",
         "jobs.export",
         "jobs.report",
         "jobs.evaluate",
+        "jobs.evaluate_streaming",
         "jobs.demo",
         "jobs.models",
         "jobs.family",
@@ -53,6 +55,7 @@ LAYERS = (
         "jobs.bench_pipeline",
         "jobs.bench",
     ),
+    ("jobs.cli_evaluate",),
     ("jobs.cli",),
 )
 PACKAGES = (
