@@ -1,31 +1,33 @@
-"""Replays under the streaming contract: the clock, what is published and when, and what is counted."""
+"""Systems under the streaming contract, and `shardscribe evaluate --contract streaming` as a user runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+import soundfile
+from typer.testing import CliRunner, Result
 
+from jobs.cli import app
 from pipeline.config import EngineConfig
 from pipeline.engine.causal.batch import StreamBatch
 from pipeline.engine.causal.commit import CommitPolicy
 from pipeline.engine.causal.roll import RollPolicy
 from pipeline.engine.causal.settings import Settings
 from pipeline.engine.causal.tower import Geometry
-from pipeline.engine.cpu_attention import attend
-from pipeline.engine.flops import FlopMeter
 from pipeline.engine.model import LoadedModel
-from pipeline.evaluate import streaming_report as report
-from pipeline.evaluate.contract import Contract, Update, without_tail
-from pipeline.evaluate.replay import Minute, Talk, count, counted_minutes, measure, replay
+from pipeline.evaluate.replay import Talk, measure
 from pipeline.evaluate.streaming_systems import CausalSystem, OfflineSystem
+from pipeline.evaluate.upstream import Backend, UpstreamSystem
+from tests.engine.causal.recordings import joined
 from tests.engine.causal.streams import loaded_from, text_of, transcribed
+from tests.engine.causal.upstream import STUDENT, save_flat, upstream
 from tests.engine.tiny import noise
 
 SECOND = 16_000
@@ -33,176 +35,8 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 SENTENCES = [{"text": " ".join(WORDS), "offset": 0.0, "duration": 8.0}]
 
 
-class Clock:
-    """Seconds of work that fakes do."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Fake:
-    """Says the words of each second of audio once it is over, after `work_s` (of the number of the chunk) of work."""
-
-    name = "fake"
-    about: dict[str, Any] = {}
-
-    def __init__(self, clock: Clock, work_s: Callable[[int], float] = lambda _: 0.0) -> None:
-        self.lm_head = nn.Linear(4, 8, bias=False)
-        self._clock, self._work_s = clock, work_s
-
-    def begin(self, language: str) -> None:
-        self.num_samples = self.num_chunks = 0
-
-    def hear(self, pcm: np.ndarray) -> list[Update]:
-        self._clock.now += self._work_s(self.num_chunks)
-        self.num_chunks += 1
-        self.num_samples += len(pcm)
-        with torch.no_grad():
-            self.lm_head(torch.ones(3, 4))
-        return [self.update(self.num_samples // SECOND)] if self.num_samples % SECOND == 0 else []
-
-    def end(self) -> list[Update]:
-        self._clock.now += 2.0
-        return [replace(self.update(len(WORDS)), is_final=True)]
-
-    def update(self, seconds: int) -> Update:
-        return Update(0.0, float(seconds), " ".join(WORDS[:seconds]), word_ends_s=self.ends(seconds))
-
-    def ends(self, seconds: int) -> list[float]:
-        return [second - 0.3 for second in range(1, seconds + 1)]
-
-
 def talk(seconds: float = 8.0, sentences: Any = SENTENCES) -> Talk:
     return Talk("talk", "English", " ".join(WORDS), np.zeros(int(seconds * SECOND), np.int16), sentences)
-
-
-def published_at(found: Fake, clock: Clock) -> list[float]:
-    """When the words of a talk come out."""
-    result = replay(found, talk(), 1.0, clock)
-    assert result.text == " ".join(WORDS) and result.errors.rate == 0
-    spoken = np.cumsum([len(word) for word in WORDS]) / len("".join(WORDS)) * 8
-    assert result.latencies_s is not None
-    return [round(float(latency + end), 6) for latency, end in zip(result.latencies_s, spoken, strict=True)]
-
-
-def test_work_begins_when_its_audio_is_there_and_what_came_before_is_done() -> None:
-    clock = Clock()
-    assert published_at(Fake(clock), clock) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert published_at(Fake(clock, lambda _: 0.25), clock) == [1.25, 2.25, 3.25, 4.25, 5.25, 6.25, 7.25, 8.25]
-    stalls = Fake(clock, lambda number: 3.5 if number == 1 else 0.5)
-    assert published_at(stalls, clock) == [1.5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5], (
-        "3.5 s behind, it catches up half a s each"
-    )
-
-
-def test_time_is_by_minute_and_the_end_is_its_own() -> None:
-    clock = Clock()
-    result = replay(Fake(clock, lambda number: 0.5 if number < 60 else 0.25), talk(90.0), 1.0, clock)
-    assert [(minute.audio_s, minute.compute_s) for minute in result.minutes] == [(60.0, 30.0), (30.0, 7.5)]
-    assert result.end_s == 2.0 and result.rtf == pytest.approx(39.5 / 90)
-    assert (
-        all(minute.rss_bytes > 1e7 for minute in result.minutes)
-        and result.peak_rss_bytes >= result.minutes[0].rss_bytes
-    )
-
-
-def test_words_that_end_in_the_newest_250_ms_come_with_the_next_update() -> None:
-    class Late(Fake):
-        def ends(self, seconds: int) -> list[float]:
-            return [second - 0.2 for second in range(1, seconds + 1)]
-
-    clock = Clock()
-    assert published_at(Late(clock), clock) == [2, 3, 4, 5, 6, 7, 8, 10.0], "the last one with the end"
-
-
-def test_what_was_rewritten_is_counted_and_not_shown() -> None:
-    class Rewrites(Fake):
-        def update(self, seconds: int) -> Update:
-            said = super().update(seconds)
-            return replace(said, text=said.text.replace("two", "too")) if seconds in (4, 5) else said
-
-    clock = Clock()
-    result = replay(Rewrites(clock), talk(), 1.0, clock)
-    assert (result.num_retractions, result.num_refused, result.num_updates) == (2, 2, 9)
-    assert result.text == " ".join(WORDS) and result.errors.rate == 0
-
-    class Retracts(Fake):
-        def end(self) -> list[Update]:
-            return [Update(0.0, 8.0, "one two four", is_final=True)]
-
-    result = replay(Retracts(clock), talk(), 1.0, clock)
-    assert (result.num_retractions, result.num_refused) == (1, 0), "the last update counts, too"
-    assert result.text.startswith(" ".join(WORDS))
-
-
-def test_a_system_may_hold_back_more_than_the_contract() -> None:
-    held = Update(3.0, 3.0, "one two three", held_from=3)
-    assert held.offered == "one" and without_tail(held) == "one"
-    assert without_tail(replace(held, word_ends_s=[2.8, 2.9, 3.0])) == "", "and the contract more than a system"
-    assert Contract().take(replace(held, is_final=True)) == "one two three", "the end flushes"
-
-
-def test_operations_are_counted_in_some_minutes_by_a_second_pass() -> None:
-    clock = Clock()
-    meters = count(Fake(clock), talk(180.0), [0, 2], 1.0)
-    a_chunk = 2 * 3 * 4 * 8
-    assert {number: (meter.total, meter.lm_head) for number, meter in meters.items()} == {
-        0: (60 * a_chunk, 60 * a_chunk),
-        2: (60 * a_chunk, 60 * a_chunk),
-    }
-    assert counted_minutes(61, 60, 10) == [0, 9, 19, 29, 39, 49, 59]
-    assert counted_minutes(1, 0, 10) == [0] and counted_minutes(3, 2, 10) == [0, 1]
-    found = measure(Fake(Clock()), talk(130.0))
-    assert [minute.flops for minute in found.minutes] == [600 * a_chunk, 600 * a_chunk, None]
-
-
-def test_flat_is_flat() -> None:
-    flat = report.flatness([2.0, 2.0, 2.0])
-    assert flat is not None and (flat.first, flat.drift, flat.spread) == (2.0, pytest.approx(0), 0.0)
-    rising = report.flatness([1.0, 2.0, 3.0])
-    assert rising is not None and (rising.drift, rising.spread) == (pytest.approx(1.0), 1.0)
-    assert report.flatness([1.0]) is None
-    assert report.computes_of([Minute(60.0, flops=int(6e10), lm_head_flops=int(6e9)), Minute(60.0)]) == [
-        report.Compute(1, 1.0, 0.1)
-    ]
-
-
-# operations of the engines' own forwards
-
-
-def test_attention_of_a_decode_step_is_counted_by_what_each_row_has_filled() -> None:
-    queries, cache = torch.randn(2, 3, 2, 8), torch.randn(4, 3, 32, 8)
-    positions, slots = torch.tensor([4, 9]), torch.tensor([3, 1])
-    want = attend(queries, cache, cache, positions, slots)
-    with (meter := FlopMeter(nn.Linear(1, 1))), torch.inference_mode():
-        got = attend(queries, cache, cache, positions, slots)
-    assert torch.equal(got, want)
-    assert meter.total == 4 * (5 + 10) * 3 * 2 * 8 and meter.lm_head == 0
-
-
-def test_attention_convolutions_and_the_output_layer_are_counted() -> None:
-    head = nn.Linear(16, 50, bias=False)
-    with (meter := FlopMeter(head)), torch.inference_mode():
-        q = torch.randn(1, 2, 5, 8)
-        nn.functional.scaled_dot_product_attention(q, q, q)
-        head(torch.randn(3, 16))
-        nn.functional.linear(torch.randn(7, 16), torch.randn(4, 16), torch.randn(4))
-    attention, output, other = 2 * (2 * 2 * 5 * 5 * 8), 2 * 3 * 16 * 50, 2 * 7 * 16 * 4
-    assert (meter.total, meter.lm_head) == (attention + output + other, output)
-    if torch.backends.mkldnn.is_available():
-        convolution = nn.Conv2d(2, 3, 3, stride=2, padding=1)
-        x = torch.randn(1, 2, 8, 6).contiguous(memory_format=torch.channels_last)
-        arguments = convolution.padding, convolution.stride, convolution.dilation, 1, "gelu", [], "none"
-        with (meter := FlopMeter(head)), torch.inference_mode():
-            y = torch.ops.mkldnn._convolution_pointwise(x, convolution.weight, convolution.bias, *arguments)
-        assert meter.total == 2 * y.numel() * 2 * 3 * 3
-    before = meter.total
-    with meter, torch.inference_mode():
-        head(torch.randn(1, 16))
-    assert meter.total == before + 2 * 16 * 50, "a meter goes on where it was"
 
 
 SETTINGS = Settings(Geometry(96, 40), CommitPolicy(2), RollPolicy(2.0, 4.0), max_new_tokens=24, slots=1)
@@ -211,42 +45,6 @@ SETTINGS = Settings(Geometry(96, 40), CommitPolicy(2), RollPolicy(2.0, 4.0), max
 @pytest.fixture(scope="module")
 def loaded(tiny_checkpoint: Path) -> LoadedModel:
     return loaded_from(tiny_checkpoint)
-
-
-def test_operations_of_a_block_are_those_of_its_layers(loaded: LoadedModel) -> None:
-    """By hand, for the first block of a stream: the tower on 12 steps, the text layers on the prompt and on each token
-    that is decoded after it."""
-    config = loaded.model.thinker.config
-    audio, text = config.audio_config, config.text_config
-    system = CausalSystem("ours", loaded, SETTINGS, loaded.info)
-    system.begin("English")
-    block, pcm = 96 * 160 + 200, noise(2.0)
-    with (meter := FlopMeter(system.lm_head)):
-        (update,) = system.hear(pcm[: block + 100])
-    (stream,) = system._batch._streams.values()
-    steps, d = 12, audio.d_model
-    tower = audio.encoder_layers * (2 * steps * (4 * d * d + 2 * d * audio.encoder_ffn_dim) + 4 * steps * steps * d)
-    tower += 2 * steps * (d * d + d * audio.output_dim)
-    channels, mels = audio.downsample_hidden_size, audio.num_mel_bins
-    at = [(8, mels, 1), (4, mels // 2, channels), (2, mels // 4, channels), (1, mels // 8, channels)]
-    for (frames, _, inputs), (halves, half_mels, outputs) in zip(at, at[1:], strict=False):
-        tower += 2 * steps * half_mels * (3 * frames * inputs) * (halves * outputs)
-    tower += 2 * steps * (channels * mels // 8) * d
-    hidden, head_dim = text.hidden_size, text.head_dim
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
-    qkv, out = hidden * (heads + 2 * kv_heads) * head_dim, heads * head_dim * hidden
-    mlp, output = 3 * hidden * text.intermediate_size, hidden * text.vocab_size
-    prompt = len(stream.prompt.head) + steps + len(stream.prompt.tail)
-    said = len(stream.segment.token_ids)
-    rounded, layers = -(-prompt // 64) * 64, text.num_hidden_layers
-    prefill = layers * 2 * prompt * qkv + (layers - 1) * 2 * prompt * (out + mlp) + 2 * (out + mlp)
-    prefill += 4 * rounded * heads * head_dim * ((layers - 1) * prompt + 1)
-    steps_of_decoding = range(prompt, prompt + said - 1)
-    decode = sum(layers * (2 * (qkv + out + mlp) + 4 * (at + 1) * heads * head_dim) for at in steps_of_decoding)
-    assert meter.lm_head == 2 * said * output
-    mel = meter.total - tower - prefill - decode - meter.lm_head
-    frames = 96
-    assert mel == 2 * frames * 201 * mels, "the filters of the log-mel; its Fourier transform is not counted"
 
 
 def test_our_engine_never_takes_back_a_word(loaded: LoadedModel) -> None:
@@ -281,3 +79,100 @@ def test_the_offline_engine_is_the_ceiling_and_has_no_latency(tiny_checkpoint: P
     assert found.latencies_s is None and len(found.minutes) == 2
     assert found.minutes[0].flops and found.minutes[0].lm_head_flops
     assert found.minutes[0].flops > found.minutes[0].lm_head_flops
+
+
+@pytest.mark.parametrize("backend", ["windowed", "causal"])
+def test_the_upstream_runtime_keeps_the_contract(backend: Backend, tmp_path: Path) -> None:
+    upstream()
+    clip = joined("english", 20.0)
+    tower = str(save_flat(STUDENT, tmp_path)) if backend == "causal" else ""
+    config = EngineConfig(model="embedded/student", dtype="float32", device="cpu")
+    system = UpstreamSystem(backend, config, backend, tower)
+    found = measure(system, Talk("clip", "English", clip.text, clip.pcm))
+    assert found.num_retractions == found.num_refused == 0 and found.num_updates >= 9
+    assert found.text and found.latencies_s is None
+    assert found.errors.rate < (0.6 if backend == "windowed" else 1.0), found.text
+    (minute,) = found.minutes
+    assert minute.flops and minute.lm_head_flops and minute.lm_head_flops < minute.flops
+
+
+# the command
+
+
+def write_talks(path: Path, *labels: dict[str, Any], seconds: float = 5.0) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            audio = io.BytesIO()
+            soundfile.write(audio, noise(seconds, number), SECOND, format="WAV")
+            files = {f"{number}.wav": audio.getvalue(), f"{number}.json": json.dumps(label).encode()}
+            for name, data in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+LABEL = {"text": " ".join(WORDS), "language": "en", "sentences": SENTENCES}
+
+
+def evaluate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_the_command_writes_a_table_and_all_figures(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    talks = write_talks(tmp_path / "talks.tar", LABEL, {"text": "one", "language": "Chinese"}, {"language": "en"})
+    model = "--manifest", talks, "--model", tiny_checkpoint, "--out", tmp_path / "out"
+    sets = "--set", "engine.tower=offline", "--set", "engine.dtype=float32", "--set", "engine.max_new_tokens=6"
+    result = evaluate("--contract", "streaming", *model, *sets, "--system", "causal", "--system", "offline")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "streaming.json").read_text())
+    assert [(row["system"], row["language"], row["num_retractions"]) for row in found["rows"]] == [
+        (system, language, 0) for system in ("causal", "offline") for language in ("English", "Chinese")
+    ]
+    first, second, *_, offline = found["recordings"]
+    assert first["talk"].endswith("0.wav") and first["audio_s"] == 5.0 and first["minutes"][0]["flops"] > 0
+    assert second["latency_s"] is None and second["num_words_timed"] == 0 and offline["latency_s"] is None
+    assert found["machine"]["versions"]["torch"] and found["systems"]["causal"]["settings"]["roll"]["min_s"] == 12.0
+    lines = (tmp_path / "out" / "streaming.md").read_text().splitlines()
+    assert len(lines) == 6 and lines[2].startswith("| causal | English | WER ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contract", "nonsense"], "--contract nonsense: there is streaming"),
+        (["--contract", "streaming", "--system", "both"], "--system both: there are causal, windowed, offline"),
+        (["--contract", "streaming"], "tower: engine.name: causal needs one"),
+        (["--contract", "streaming", "--set", "engine.tower=/nowhere"], "'/nowhere' is no file or folder"),
+        (["--system", "causal"], "--system goes with --contract streaming"),
+        (["--contract", "streaming", "--json"], "--contract goes with --manifest"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    talks = write_talks(tmp_path / "talks.tar", LABEL)
+    result = evaluate("--manifest", talks, "--model", tiny_checkpoint, "--out", tmp_path / "out", *arguments)
+    assert result.exit_code in (1, 2) and message in " ".join(result.output.split()), result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"language": "en"}, "no recording of the inputs has a reference"),
+        ({"text": "one"}, "0.wav names no language; --language NAME"),
+        ({"text": "one", "language": "xx"}, "language 'xx' is none that Qwen3-ASR knows"),
+    ],
+)
+def test_recordings_that_cannot_be_scored(
+    tiny_checkpoint: Path, tmp_path: Path, label: dict[str, Any], message: str
+) -> None:
+    talks = write_talks(tmp_path / "talks.tar", label)
+    arguments = "--contract", "streaming", "--manifest", talks, "--model", tiny_checkpoint, "--out", tmp_path / "out"
+    result = evaluate(*arguments, "--set", "engine.tower=offline")
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_contract_needs_recordings_and_a_model() -> None:
+    result = evaluate("--contract", "streaming", "--system", "offline")
+    assert result.exit_code == 2 and "needs --manifest FILE, --model MODEL, --out DIR" in result.output
