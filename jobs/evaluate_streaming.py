@@ -86,11 +86,11 @@ def run(request: Request, console: Console, messages: Console) -> None:
                 replays.append(system.measure(talk))
         system.close()
     found = report.rows(replays)
-    lines = [report.cells(row) for row in found]
-    _show(lines, console)
+    headers, *lines = [line[:-1] for line in (list(report.HEADERS), *map(report.cells, found))]  # no streams per core
+    _show([headers, *lines], console)
     files = {
         "streaming.json": json.dumps(report.to_json(about, replays, found, threads), ensure_ascii=False, indent=1),
-        "streaming.md": report.markdown(report.HEADERS, lines),
+        "streaming.md": report.markdown(headers, lines),
     }
     for file, text in files.items():
         url = storage.join(storage.resolve(request.out), file)
@@ -137,8 +137,7 @@ def as_offline(engine: EngineConfig) -> EngineConfig:
     return engine.model_copy(update={"name": "offline", "tower": None, "tower_revision": None})
 
 
-def _show(lines: Sequence[Sequence[str]], console: Console) -> None:
-    table = [report.HEADERS, *lines]
+def _show(table: Sequence[Sequence[str]], console: Console) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *figures in table:
         cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))]
