@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from jobs import cli_evaluate
+from jobs import evaluate_cli
 from jobs.mistakes import EXIT_UNFINISHED, mistakes_in_one_line
-from jobs.options import EXAMPLES, Debug, Set
+from jobs.options import EXAMPLES, Debug, Force, Set, with_force
+from jobs.submit_cli import submit
 from pipeline.config import PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
 
 app = typer.Typer(
@@ -23,11 +24,7 @@ app = typer.Typer(
     epilog="Start with [bold]shardscribe demo[/bold]. Exit codes: 0 all well, 3 some recordings failed (their rows say "
     "why), 1 the job could not finish, 2 a mistake in the command or configuration.",
 )
-
-Address = Annotated[
-    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265")
-]
-Detach = Annotated[bool, typer.Option("--detach", help="Print the job's id and leave it running.")]
+app.add_typer(submit, name="submit")
 
 
 @app.command(
@@ -40,10 +37,11 @@ def transcribe(
     conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/transcribe.yaml is a complete one.")],
     overrides: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what is done; write nothing.")] = False,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Transcribe audio shards to Parquet. Run the same command again to resume."""
-    _transcribe(TranscribeConfig, conf, overrides, dry_run, debug)
+    _transcribe(TranscribeConfig, conf, with_force(overrides, force), dry_run, debug)
 
 
 @app.command(
@@ -61,6 +59,32 @@ def pseudolabel(
     _transcribe(PseudolabelConfig, conf, overrides, dry_run, debug)
 
 
+@app.command(
+    epilog=EXAMPLES + "shardscribe follow conf/follow.yaml\n\n"
+    "shardscribe follow conf/follow.yaml --set 'inputs=[/var/calls, /run/radio.fifo]' --set output=out/live\n\n"
+    "shardscribe follow conf/follow.yaml --until-idle"
+)
+def follow(
+    conf: Annotated[Path, typer.Argument(help="YAML configuration; conf/follow.yaml is a complete one.")],
+    overrides: Set = None,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End when all that is there was heard to its end.")
+    ] = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Transcribe growing files, FIFOs and arriving files as they come. Ctrl-C stops, the same command goes on."""
+    console = Console(stderr=True)
+    with mistakes_in_one_line(console, debug):
+        from pipeline.follow.config import FollowConfig
+
+        config = load_config(FollowConfig, conf, with_force(overrides, force))
+        from jobs import follow as job
+
+        code = job.run(config, until_idle, Console(), console)
+    raise typer.Exit(code)
+
+
 def _transcribe(
     model: type[TranscribeConfig], conf: Path, overrides: list[str] | None, dry_run: bool, debug: bool
 ) -> None:
@@ -70,107 +94,6 @@ def _transcribe(
         from jobs import transcribe as job
 
         code = job.dry_run(config, Console()) if dry_run else job.run(config, console)
-    raise typer.Exit(code)
-
-
-submit = typer.Typer(no_args_is_help=True, help="Send a job to a Ray cluster elsewhere and follow it.")
-app.add_typer(submit, name="submit")
-
-
-@submit.command(
-    "transcribe",
-    epilog=EXAMPLES + "shardscribe submit transcribe conf/archive-s3.yaml --address http://head:8265\n\n"
-    "shardscribe submit transcribe conf/archive-s3.yaml --address https://ray.example.org --detach",
-)
-def submit_transcribe(
-    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe transcribe` takes it.")],
-    address: Address,
-    overrides: Set = None,
-    detach: Detach = False,
-    debug: Debug = False,
-) -> None:
-    """Run `shardscribe transcribe CONF` on a cluster: send it, follow its log, end with its exit code.
-
-    This package and the configuration are sent; torch, qwen-asr and the rest have to be in the cluster's image
-    (infra/Dockerfile). A token goes in RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ctrl-C leaves
-    the job running.
-    """
-    _submit(TranscribeConfig, conf, address, overrides, detach, debug)
-
-
-@submit.command(
-    "pseudolabel",
-    epilog=EXAMPLES + "shardscribe submit pseudolabel conf/pseudolabel.yaml --address http://head:8265",
-)
-def submit_pseudolabel(
-    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe pseudolabel` takes it.")],
-    address: Address,
-    overrides: Set = None,
-    detach: Detach = False,
-    debug: Debug = False,
-) -> None:
-    """Run `shardscribe pseudolabel CONF` on a cluster, as `submit transcribe` does."""
-    _submit(PseudolabelConfig, conf, address, overrides, detach, debug)
-
-
-@submit.command(
-    "quantize",
-    epilog=EXAMPLES + "shardscribe submit quantize conf/quantize.yaml --address http://head:8265 --set ray.num_gpus=1",
-)
-def submit_quantize(
-    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe quantize` takes it.")],
-    address: Address,
-    overrides: Set = None,
-    detach: Detach = False,
-    debug: Debug = False,
-) -> None:
-    """Run `shardscribe quantize CONF` on a cluster, as `submit transcribe` does; its nodes share the output folder."""
-    from pipeline.distill.config import QuantizeConfig
-
-    _submit(QuantizeConfig, conf, address, overrides, detach, debug)
-
-
-@submit.command(
-    "distill",
-    epilog=EXAMPLES + "shardscribe submit distill conf/distill.yaml --address http://head:8265 --set ray.workers=8",
-)
-def submit_distill(
-    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe distill` takes it.")],
-    address: Address,
-    overrides: Set = None,
-    detach: Detach = False,
-    debug: Debug = False,
-) -> None:
-    """Run `shardscribe distill CONF` on a cluster, as `submit transcribe` does; its nodes share the output folder."""
-    from pipeline.distill.config import DistillConfig
-
-    _submit(DistillConfig, conf, address, overrides, detach, debug)
-
-
-@submit.command(
-    "distill-tower",
-    epilog=EXAMPLES + "shardscribe submit distill-tower conf/distill-tower.yaml --address http://head:8265",
-)
-def submit_distill_tower(
-    conf: Annotated[Path, typer.Argument(help="YAML configuration, as `shardscribe distill-tower` takes it.")],
-    address: Address,
-    overrides: Set = None,
-    detach: Detach = False,
-    debug: Debug = False,
-) -> None:
-    """Run `shardscribe distill-tower CONF` on a cluster, as `submit distill` does."""
-    from pipeline.distill.config import TowerConfig
-
-    _submit(TowerConfig, conf, address, overrides, detach, debug)
-
-
-def _submit(model: type[Any], conf: Path, address: str, overrides: list[str] | None, detach: bool, debug: bool) -> None:
-    console = Console(stderr=True)
-    with mistakes_in_one_line(console, debug):
-        config = load_config(model, conf, overrides or [])
-        from jobs import submit as job
-
-        code = job.run(config, conf, address, detach, console)
     raise typer.Exit(code)
 
 
@@ -267,7 +190,7 @@ def report(
         job.run(output, storage.access, out, samples, audio, Console())
 
 
-app.command("evaluate", epilog=cli_evaluate.EPILOG)(cli_evaluate.evaluate)
+app.command("evaluate", epilog=evaluate_cli.EPILOG)(evaluate_cli.evaluate)
 
 
 @app.command(epilog=EXAMPLES + "shardscribe demo\n\nshardscribe demo --out /tmp/demo --model embedded/teacher")
@@ -417,6 +340,24 @@ def family(
         from jobs import family as job
 
         job.run(fsdd, work, only or [], install, console)
+
+
+@app.command("family-tower", epilog=EXAMPLES + "shardscribe family-tower --fsdd data/fsdd --work build/tables")
+def family_tower(
+    fsdd: Annotated[Path, typer.Option("--fsdd", help="Folder of WebDataset shards of the Free Spoken Digit Dataset.")],
+    work: Annotated[
+        Path, typer.Option("--work", help="Where speech, labels and the tower go; `tables` can share it.")
+    ] = Path("build/tables"),
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training.")] = 3000,
+    install: Annotated[bool, typer.Option("--install", help="Replace the tower of this package.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train the embedded causal tower: speak, label, distill the offline tower. Takes three quarters of an hour."""
+    console = Console(stderr=True)
+    with mistakes_in_one_line(console, debug):
+        from jobs import family_tower as job
+
+        job.run(fsdd, work, steps, install, console)
 
 
 @app.command(epilog=EXAMPLES + "shardscribe tables --fsdd data/fsdd --work build/tables")

@@ -19,7 +19,8 @@ from rich.console import Console
 from pipeline import calibrate, redact, retry
 from pipeline import output as outputs
 from pipeline.cluster import connected
-from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.config import ConfigError, EngineConfig, TranscribeConfig
+from pipeline.engine.causal.tower_file import local_revision
 from pipeline.engine.checkpoint import folder_revision
 from pipeline.output import Output, RunPlan
 from pipeline.progress import Progress, duration
@@ -126,11 +127,13 @@ def run(config: TranscribeConfig, console: Console) -> int:
 
 def claim(output: Output, config: TranscribeConfig) -> None:
     second = config.agree_with
-    output.claim(
-        config,
-        folder_revision(config.engine.model, config.engine.quantization),
-        folder_revision(second.model, second.quantization) if second is not None else None,
-    )
+    output.claim(config, _weights_of(config.engine), _weights_of(second) if second is not None else None)
+
+
+def _weights_of(engine: EngineConfig) -> str | None:
+    """Which weights local folders hold: the model's, and those of a causal tower."""
+    revisions = (folder_revision(engine.model, engine.quantization), local_revision(engine.tower))
+    return "+".join(revision for revision in revisions if revision) or None
 
 
 def new_run_id() -> str:

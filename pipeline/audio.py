@@ -225,7 +225,7 @@ def _packed(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
 
 
 def _to_16_khz(blocks: _Blocks, channels: Channels) -> Iterator[np.ndarray]:
-    resampler = _Resampler(0, 0)
+    resampler = Resampler(0, 0)
     try:
         for rate, block in blocks:
             block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
@@ -233,7 +233,7 @@ def _to_16_khz(blocks: _Blocks, channels: Channels) -> Iterator[np.ndarray]:
                 block = block.mean(axis=1, keepdims=True, dtype=np.float32)
             if (rate, block.shape[1]) != (resampler.rate, resampler.num_channels):
                 yield from resampler.flush()
-                resampler = _Resampler.following(resampler, rate, block.shape[1])
+                resampler = Resampler.following(resampler, rate, block.shape[1])
             yield from resampler.feed(block)
     except AudioError:
         yield from resampler.flush()  # what came before the damage is still good
@@ -246,7 +246,7 @@ def _check_rate(rate: int) -> None:
         raise AudioError("bad_format", f"a sample rate of {rate} Hz; {_RATES_HZ[0]} to {_RATES_HZ[-1]} Hz are read")
 
 
-class _Resampler:
+class Resampler:
     """soxr at its high quality, from one rate to 16 kHz int16."""
 
     def __init__(self, rate: int, num_channels: int) -> None:
@@ -256,7 +256,7 @@ class _Resampler:
             self._stream = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, num_channels, dtype="float32")
 
     @classmethod
-    def following(cls, previous: _Resampler, rate: int, num_channels: int) -> _Resampler:
+    def following(cls, previous: Resampler, rate: int, num_channels: int) -> Resampler:
         _check_rate(rate)
         if previous.num_channels not in (0, num_channels):
             raise AudioError("bad_format", f"{previous.num_channels} channels become {num_channels} in mid-file")

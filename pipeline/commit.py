@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from pipeline import retry
 from pipeline.config import TranscribeConfig
 from pipeline.output import RECORD_KEY, Output
-from pipeline.placement import sentences
+from pipeline.placement import place_units, sentences
 from pipeline.schema import LOGITS, SAMPLE_RATE_HZ, TRANSCRIPTS, Hypothesis, Labels
+from pipeline.text import units
 from pipeline.units import TranscribedSegment, TranscribedUnit
 
 VERSIONED = ("shardscribe", "ray", "torch", "transformers", "qwen-asr", "silero-vad", "pyarrow", "numpy")
@@ -142,6 +143,7 @@ def _row(segment: TranscribedSegment, label: Labels) -> dict[str, Any]:
                 for word in hypothesis.words
             ],
             "sentences": _sentences(segment, hypothesis),
+            "commit_latencies": _latencies(segment, hypothesis),
             "token_ids": hypothesis.token_ids,
             "token_logprobs": hypothesis.token_logprobs,
             "finish_reason": hypothesis.finish_reason,
@@ -154,6 +156,14 @@ def _sentences(segment: TranscribedSegment, hypothesis: Hypothesis) -> list[dict
         {"text": each.text, "offset": segment.offset + each.start_s, "duration": each.end_s - each.start_s}
         for each in sentences(hypothesis, segment.speech, round(segment.duration * SAMPLE_RATE_HZ))
     ]
+
+
+def _latencies(segment: TranscribedSegment, hypothesis: Hypothesis) -> list[float] | None:
+    """Never below 0: a word that seems to be out before it ends stands earlier than its place in the text tells."""
+    if not hypothesis.published_s:
+        return None
+    ends = place_units(units(hypothesis.text), segment.speech, round(segment.duration * SAMPLE_RATE_HZ))
+    return [max(0.0, at_s - end_s) for at_s, end_s in zip(hypothesis.published_s, ends, strict=True)]
 
 
 def _audio_by_language(segments: Sequence[TranscribedSegment]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from pydantic import (
 from pipeline import redact
 from pipeline.labels_config import LabelsConfig, TeacherLabelsConfig
 from pipeline.section import Section
+from pipeline.streams_config import SPEED_KEYS, StreamsConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -64,7 +65,7 @@ class UnitsConfig(Section):
 
 
 class SegmentationConfig(Section):
-    policy: Literal["sentence", "pause", "fixed"] = "pause"
+    policy: Literal["sentence", "pause", "fixed", "stream"] = "pause"  # stream: engine.name: causal cuts by itself
     fixed_s: float = Field(16.0, gt=0, le=1200)  # fixed: the length of every window
     # pause: a window is cut at its longest pause between min_s and max_s. sentence: it is decoded up to a pause before
     # max_s, ended at the last sentence in its text after min_s, and the next window begins there
@@ -82,9 +83,13 @@ class SegmentationConfig(Section):
 
 
 class EngineConfig(Section):
-    name: Literal["offline", "reference"] = "offline"
+    name: Literal["offline", "reference", "causal"] = "offline"
     model: str = "embedded/student"  # a Hub id, a local folder, or embedded/student, embedded/teacher
     revision: str | None = None  # of a Hub id: branch, tag or commit
+    # causal: the audio tower in place of the model's own: embedded/tower, a file or folder, a Hub id; offline: its own
+    tower: str | None = None
+    tower_revision: str | None = None
+    untrained_languages: bool = False  # causal: also those that the tower was not trained on
     aligner: str | None = None  # word times: Qwen/Qwen3-ForcedAligner-0.6B or a local folder
     aligner_revision: str | None = None
     language: str | None = None  # force a language ("English"); null: the input's own, else detected
@@ -105,17 +110,29 @@ class EngineConfig(Section):
     batch_size: PositiveInt = 32
     batch_audio_s: float = Field(480.0, gt=0)  # padded audio of one batch
     # offline: rows that are decoded at once, the share of the device's free memory that their cache may take, prompt
-    # tokens of one prefill (13 a second of audio), and how many waiting segments are sorted by length
+    # tokens of one prefill (13 a second of audio), and how many waiting segments are sorted by length; causal: streams
+    # that are heard at once
     slots: PositiveInt = 64
     memory_share: float = Field(0.5, gt=0, lt=1)
     prefill_tokens: PositiveInt = 8192
     look_ahead: PositiveInt = 512
     stall_timeout_s: float = Field(1800.0, gt=0)  # a batch that takes longer hangs: its process is ended and redone
+    streams: StreamsConfig = StreamsConfig()
 
     @model_validator(mode="after")
     def _runs_here(self) -> EngineConfig:
-        if self.name == "offline" and self.attention == "published":
-            raise ValueError("attention: published is of engine.name: reference; offline attends within windows")
+        if self.name != "reference" and self.attention == "published":
+            raise ValueError(f"attention: published is of engine.name: reference; {self.name} attends within windows")
+        if self.name != "causal":
+            if self.tower is not None:
+                raise ValueError(f"tower: {self.tower} is of engine.name: causal, not of {self.name}")
+            return self
+        if self.tower is None:
+            raise ValueError("tower: engine.name: causal needs one, such as qfuxa/qwen3-asr-0.6b-streaming")
+        if self.aligner is not None:
+            raise ValueError("aligner: engine.name: causal writes no word times; segments have their own times")
+        if self.top_logprobs:
+            raise ValueError("top_logprobs: engine.name: causal has none; label with offline")
         return self
 
 
@@ -128,6 +145,7 @@ ENGINE_SPEED_KEYS = {
     "stall_timeout_s",
 }  # fmt: skip
 """Keys of `EngineConfig` that change no row."""
+_WITHOUT_SPEED: dict[str, Any] = {**dict.fromkeys(ENGINE_SPEED_KEYS, True), "streams": SPEED_KEYS}
 
 
 class RayConfig(Section):
@@ -199,7 +217,7 @@ class TranscribeConfig(Section):
         data = self.model_dump(
             mode="json",
             include={"audio", "units", "segmentation", "engine", "agree_with", "labels"},
-            exclude={"engine": ENGINE_SPEED_KEYS, "agree_with": ENGINE_SPEED_KEYS},
+            exclude={"engine": _WITHOUT_SPEED, "agree_with": _WITHOUT_SPEED},
         )
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -207,6 +225,8 @@ class TranscribeConfig(Section):
     def _one_aligner(self) -> TranscribeConfig:
         if self.agree_with is not None and self.agree_with.aligner is not None:
             raise ValueError("agree_with.aligner: only the text of the second model is used; word times are engine's")
+        if (self.engine.name == "causal") != (self.segmentation.policy == "stream"):
+            raise ValueError("segmentation.policy: stream belongs to engine.name: causal, and no other to it")
         return self
 
 

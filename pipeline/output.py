@@ -22,13 +22,16 @@ import yaml
 
 from pipeline import listing, redact, storage
 from pipeline.config import ENGINE_SPEED_KEYS, ConfigError, TranscribeConfig
+from pipeline.streams_config import SPEED_KEYS
 from pipeline.units import Done, Split, UnitKey
 
 RECORD_KEY = b"shardscribe"  # of each object's key-value metadata: its run record, JSON
 _METADATA_READERS = 16
 _READ_AHEAD = 64  # units in memory at once: some kilobytes each of light columns, a megabyte of all
 _NO_RESULT = {"inputs", "output", "ray"} | {
-    f"{section}.{key}" for section in ("engine", "agree_with") for key in ENGINE_SPEED_KEYS
+    f"{section}.{key}"
+    for section in ("engine", "agree_with")
+    for key in (*ENGINE_SPEED_KEYS, *(f"streams.{key}" for key in SPEED_KEYS))
 }
 
 

@@ -128,6 +128,17 @@ def sentences(hypothesis: Hypothesis, speech: Sequence[Span], num_samples: int) 
     ]
 
 
+def place_units(units: Sequence[str], speech: Sequence[Span], num_samples: int) -> list[float]:
+    """Where each of `units`, which together are the text of a segment, ends in it by its share of the speech: seconds
+    from the segment's start, where `speech` counts its samples from, too."""
+    spans = speech or [(0, num_samples)]
+    ends = np.array([sum(map(_weight, unit)) for unit in units]).cumsum()
+    spoken = np.cumsum([0, *(end - start for start, end in spans)])
+    at = ends / max(ends[-1], 1e-9) * spoken[-1] if len(ends) else ends
+    which = np.clip(np.searchsorted(spoken, at, side="left") - 1, 0, len(spans) - 1)
+    return [(spans[k][0] + float(a - spoken[k])) / SAMPLE_RATE_HZ for k, a in zip(which, at, strict=True)]
+
+
 def _weights(text: str) -> np.ndarray:
     """What is written up to and with each character, in letters' worth of speech."""
     return np.cumsum([_weight(char) for char in text])

@@ -50,8 +50,10 @@ class Hypothesis:
     natural, of the chosen token under the unmodified distribution. `text_raw` is the decoded text before any
     clean-up, `token_ends` how many of its characters stand after each token (empty where the engine does not say).
     `finish_reason` is "stop" (end token), "length" (token limit), "repetition" (it began to loop and was ended) or
-    "sentence" (the window was ended at a sentence, what follows is the next one's). `top_ids` int32 and `top_logprobs`
-    float32, `[num_tokens, k]`, are each token's likeliest alternatives, best first, where `engine.top_logprobs` asks.
+    "sentence" (the window was ended at a sentence, what follows is the next one's). `published_s`, of an engine of
+    streams, says for each of `text.units(text)` how many seconds of the segment had been heard when it was published.
+    `top_ids` int32 and `top_logprobs` float32, `[num_tokens, k]`, are each token's likeliest alternatives, best first,
+    where `engine.top_logprobs` asks.
     """
 
     text: str
@@ -64,6 +66,7 @@ class Hypothesis:
     token_ends: list[int] = field(default_factory=list)
     top_ids: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
+    published_s: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ ERROR_CODES = {
     "corrupt": "more than 1 % of its packets do not decode",
     "bad_format": "a sample rate or a change of channels that makes no sense",
     # its audio cannot be transcribed: engine.base.EngineFailure
-    "unsupported_language": "the language to force is none of the model's",
+    "unsupported_language": "none of the model's languages, or none that its causal tower was trained on",
     "bad_context": "hotwords that hold tokens of the prompt",
     "segment_too_long": "more audio than the model takes",
     "out_of_memory": "not even alone in its batch",
@@ -176,6 +179,9 @@ TRANSCRIPTS = pa.schema(
             "sentences",  # the text at its punctuation; seconds as in offset and duration
             pa.list_(pa.struct([("text", pa.string()), ("offset", pa.float64()), ("duration", pa.float64())])),
         ),
+        # of streams, for every word (character where they are not spaced): seconds from its end, as its place in the
+        # text tells it, to its publication; in a job those of audio, under `follow` those of the clock
+        pa.field("commit_latencies", pa.list_(pa.float32())),
         pa.field("token_ids", pa.list_(pa.int32())),
         pa.field("token_logprobs", pa.list_(pa.float32())),
         pa.field("avg_logprob", pa.float32()),

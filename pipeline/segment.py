@@ -11,7 +11,8 @@ from pipeline.units import Recording, Span, Unit
 
 def segment_unit(unit: Unit, config: SegmentationConfig) -> Unit:
     """The unit with `spans` filled, and `speech` in its recordings: recording after recording, windows that tile each
-    one's audio; under the policy "sentence" stretches, which the transcribe step rolls through.
+    one's audio; under the policy "sentence" stretches, which the transcribe step rolls through; under
+    "stream" all of it, for an engine that says where segments end.
 
     A failed recording is cut as far as its audio goes; one without audio has no span. The unit given stays as it was;
     audio is shared with it.
@@ -33,6 +34,8 @@ def _with_speech(recording: Recording, config: SegmentationConfig) -> Recording:
 
 def _windows(recording: Recording, config: SegmentationConfig) -> list[tuple[int, int]]:
     num_samples = len(recording.pcm)
+    if config.policy == "stream":
+        return [(0, num_samples)] if num_samples else []
     if config.policy == "fixed":
         return segment_fixed(num_samples, config.fixed_s)
     if config.policy == "pause":

@@ -34,12 +34,20 @@ _ORDINAL_DOT = frozenset(
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
 _WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+"
 _TOKEN = regex.compile(rf"[{UNSPACED}]|{_WORD}(?:['’]{_WORD})*", regex.V1)
+_UNIT = regex.compile(rf"\s*(?:[{UNSPACED}][^\s{UNSPACED}\p{{L}}\p{{N}}]*|[^\s{UNSPACED}]+)")
 _IS_UNSPACED = regex.compile(rf"[{UNSPACED}]")
 
 
 def tokens(text: str) -> list[str]:
     """The words of `text` in lower case, without marks; single characters in Chinese, Japanese and Thai script."""
     found: list[str] = _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
+    return found
+
+
+def units(text: str) -> list[str]:
+    """Words with the white space before them; single characters, with the marks behind them, of scripts without
+    spaces. Joined they are the text without white space around it."""
+    found: list[str] = _UNIT.findall(text.strip())
     return found
 
 

@@ -7,10 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import cast
 
 from pipeline.attempts import CRASHED, MAX_ATTEMPTS, Attempts
 from pipeline.config import EngineConfig, SegmentationConfig
-from pipeline.engine.base import AsrEngine, EngineFailure, Observer, Result
+from pipeline.engine.base import AsrEngine, EngineFailure, Heard, Observer, Result, StreamEngine
 from pipeline.engine.create import create_engine
 from pipeline.languages import language_name
 from pipeline.rolling import Roller
@@ -50,6 +51,9 @@ class Transcriber:
         decode = partial(self._decode_with_care if died_before else self._decode, self._engine)
         if self._segmentation.policy == "sentence":
             windows, decoded = await self._roll(unit, decode)
+        elif self._segmentation.policy == "stream":
+            windows = await self._stream(unit, died_before)
+            decoded = sum(span.num_samples for span in unit.spans)
         else:
             places = [(unit.recordings[span.recording], *span.bounds) for span in unit.spans]
             results = await decode([_segment(self._config, *place) for place in places])
@@ -89,6 +93,29 @@ class Transcriber:
                 results += await self._decode(engine, [segment])
                 await asyncio.to_thread(self._attempts.end, work)
         return results
+
+    async def _stream(self, unit: Unit, died_before: bool) -> list[Window]:
+        """Recordings as streams: the engine says where their segments end."""
+        engine = cast(StreamEngine, self._engine)
+        places = [(unit.recordings[span.recording], *span.bounds) for span in unit.spans]
+        segments = [_segment(self._config, *place) for place in places]
+        if not died_before:
+            all_heard: list[list[Heard]] = await asyncio.wrap_future(engine.stream(segments))
+        else:
+            all_heard = []
+            for segment in segments:
+                async with self._one_by_one:
+                    if await asyncio.to_thread(self._attempts.begin, segment.segment_id) >= MAX_ATTEMPTS:
+                        failure = EngineFailure(segment.segment_id, "crashed_process", CRASHED)
+                        all_heard.append([Heard(0, len(segment.pcm), failure)])
+                        continue
+                    all_heard += await asyncio.wrap_future(engine.stream([segment]))
+                    await asyncio.to_thread(self._attempts.end, segment.segment_id)
+        return [
+            (recording, start + each.start, start + each.end, each.result)
+            for (recording, start, _), heard in zip(places, all_heard, strict=True)
+            for each in heard
+        ]
 
     async def _second_opinions(self, windows: Sequence[Window], died_before: bool) -> list[Hypothesis | None]:
         """What the second model makes of each window; None where the first one has no text, or the second one fails."""

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # from the bottom up; a module may import its own layer's siblings only where the layer is a package
 LAYERS = (
-    ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster", "pipeline.machine"),
-    ("pipeline.labels_config",),
+    ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster", "pipeline.alone"),
+    ("pipeline.machine",),
+    ("pipeline.labels_config", "pipeline.streams_config"),
     ("pipeline.schema", "pipeline.config", "pipeline.text", "pipeline.urls"),
     ("pipeline.units", "pipeline.retry"),
     (
@@ -29,14 +30,15 @@ LAYERS = (
     ("pipeline.engine",),
     ("pipeline.read", "pipeline.segment", "pipeline.transcribe", "pipeline.label", "pipeline.commit"),
     ("pipeline.progress", "pipeline.observe", "pipeline.summary", "pipeline.calibrate", "pipeline.funnel"),
-    ("pipeline.report", "pipeline.distill", "pipeline.export"),
+    ("pipeline.report", "pipeline.distill", "pipeline.export", "pipeline.follow"),
     ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
+    ("jobs.mistakes", "jobs.options"),
     (
-        "jobs.mistakes",
-        "jobs.options",
         "jobs.transcribe",
+        "jobs.follow",
+        "jobs.family_tower",
         "jobs.status",
         "jobs.funnel",
         "jobs.export",
@@ -55,7 +57,7 @@ LAYERS = (
         "jobs.bench_pipeline",
         "jobs.bench",
     ),
-    ("jobs.cli_evaluate",),
+    ("jobs.submit_cli", "jobs.evaluate_cli"),
     ("jobs.cli",),
 )
 PACKAGES = (
@@ -66,6 +68,7 @@ PACKAGES = (
     "pipeline.evaluate",
     "pipeline.distill",
     "pipeline.export",
+    "pipeline.follow",
 )
 SIBLINGS = {
     ("pipeline.listing", "pipeline.storage"),
@@ -76,6 +79,8 @@ SIBLINGS = {
     ("jobs.tables", "jobs.transcribe"),
     ("jobs.tables", "jobs.quantize"),
     ("jobs.tables", "jobs.distill"),
+    ("jobs.family_tower", "jobs.transcribe"),
+    ("jobs.family_tower", "jobs.distill_tower"),
 }
 STEPS = LAYERS[7]
 

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.alone import alone_in
 from pipeline.config import ConfigError
 from pipeline.distill import state as states
-from pipeline.distill.alone import alone_in
 from pipeline.distill.config import TrainingConfig
 from pipeline.distill.examples import ExampleRef
 from pipeline.distill.log import TrainingLog
@@ -81,7 +81,7 @@ def train(config: TrainingConfig, make_task: MakeTask, worker: Worker) -> None:
     output = Path(config.output).expanduser().absolute()
     if not output.is_dir():
         raise ConfigError(f"output: {output} is not there on this node; name a folder that all nodes share")
-    with alone_in(output) if worker.rank == 0 else contextlib.nullcontext():
+    with alone_in(output, TrainingError) if worker.rank == 0 else contextlib.nullcontext():
         worker.total([0])  # the others look for a state only then
         dtype = forward_dtype(config, worker.device)
         loop = Loop(config, make_task(dtype), worker, dtype)

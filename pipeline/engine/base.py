@@ -18,9 +18,9 @@ class EngineError(RuntimeError):
 class EngineFailure:
     """A segment that the engine could not transcribe, while others of its batch went well.
 
-    Codes: `unsupported_language`, `bad_context`, `segment_too_long`, `out_of_memory` (even alone in its batch),
-    `not_finite` (NaN logits, as float16 overflow makes them), `engine_error` (the exception is in `detail`),
-    `crashed_process` (its process died over it every time).
+    Codes: `unsupported_language` (of the model, or of its causal tower), `bad_context`, `segment_too_long`,
+    `out_of_memory` (even alone in its batch), `not_finite` (NaN logits, as float16 overflow makes them),
+    `engine_error` (the exception is in `detail`), `crashed_process` (its process died over it every time).
     """
 
     segment_id: str
@@ -32,6 +32,15 @@ class EngineFailure:
 
 
 Result = Hypothesis | EngineFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Samples `[start, end)` of a recording that an engine has cut by itself, and what it made of them."""
+
+    start: int
+    end: int
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +86,10 @@ class AsrEngine(Protocol):
 
     def close(self) -> None:
         """Finish what was submitted, then release the engine. May be called twice."""
+        ...
+
+
+class StreamEngine(AsrEngine, Protocol):
+    def stream(self, recordings: Sequence[Segment]) -> Future[list[list[Heard]]]:
+        """As `submit`, of recordings of any length: each one's segments, in order, which tile it."""
         ...

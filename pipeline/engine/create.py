@@ -25,6 +25,10 @@ def _engine(config: EngineConfig, observe: Observer | None) -> AsrEngine:
             from pipeline.engine.offline import OfflineEngine
 
             return OfflineEngine(config, observe)
+        case "causal":
+            from pipeline.engine.causal.engine import CausalEngine
+
+            return CausalEngine(config, observe)
         case "reference":
             from pipeline.engine.reference import ReferenceEngine
 

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from pipeline.engine.base import EngineError, Result
+from pipeline.engine.base import EngineError, Heard, Result
 from pipeline.schema import Segment
 
 # What one segment can bring about in a model. Anything else is a bug of ours and breaks the engine.
@@ -20,11 +20,13 @@ SEGMENT_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """What one `submit` has asked for; `results` in the order of its segments, None where one is missing."""
+    """What one `submit` has asked for; `results` in the order of its segments, None where one is missing: a Result
+    each, or `in_parts` a list of Heard."""
 
-    future: Future[list[Result]]
-    results: list[Result | None]
+    future: Future[list[Any]]
+    results: list[Any]
     num_missing: int
+    in_parts: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +56,15 @@ class Inbox(Generic[I]):
         self.is_closed = False
         self._broken: BaseException | None = None
 
-    def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
-        """See AsrEngine."""
-        future: Future[list[Result]] = Future()
-        submission = Submission(future, [None] * len(segments), len(segments))
+    @property
+    def broken(self) -> str:
+        """What broke the engine; nothing while it runs."""
+        return "" if self._broken is None else f"the engine broke: {describe(self._broken)}"
+
+    def submit(self, segments: Sequence[Segment], in_parts: bool = False) -> Future[list[Any]]:
+        """See AsrEngine and StreamEngine."""
+        future: Future[list[Any]] = Future()
+        submission = Submission(future, [None] * len(segments), len(segments), in_parts)
         items = [self._new_item(submission, index, segment) for index, segment in enumerate(segments)]
         with self.changed:
             if self._broken is not None:
@@ -75,7 +82,7 @@ class Inbox(Generic[I]):
             self.is_closed = True
             self.changed.notify_all()
 
-    def deliver(self, item: Item, result: Result) -> None:
+    def deliver(self, item: Item, result: Result | list[Heard]) -> None:
         """The result of an item; the last of a submission's sets its future."""
         submission = item.submission
         with self.changed:

@@ -19,14 +19,14 @@ from pipeline.engine.causal.batch import StreamBatch
 from pipeline.engine.causal.commit import between
 from pipeline.engine.causal.prompts import Prompts
 from pipeline.engine.causal.settings import Settings
-from pipeline.engine.causal.state import Stream
+from pipeline.engine.causal.state import ClosedSegment, Stream
 from pipeline.engine.causal.state import Update as Said
 from pipeline.engine.decoder import SlotDecoder
 from pipeline.engine.features import AudioEncoder
 from pipeline.engine.flops import FlopMeter
 from pipeline.engine.model import LoadedModel, load_model, padded
 from pipeline.engine.offline import OfflineEngine
-from pipeline.evaluate.contract import Update
+from pipeline.evaluate.contract import TAIL_S, Update
 from pipeline.evaluate.replay import Minute, Replay, Talk, counted_minutes, num_minutes
 from pipeline.metrics import error_counts, unit_name
 from pipeline.rolling import Roller
@@ -76,6 +76,8 @@ class CausalSystem:
         if said.error is not None:
             raise EngineError(f"the stream failed after {said.heard_s:.0f} s: {said.error}")
         self._text += said.text
+        if said.segment is not None and said.heard_s - _end_s(said.segment) >= TAIL_S:
+            self._open_from, self._open_from_s = len(self._text), _end_s(said.segment)  # it ended before the newest
         update = Update(
             at_s=0.0,
             heard_s=said.heard_s,
@@ -86,9 +88,12 @@ class CausalSystem:
             is_final=said.is_last,
         )
         if said.segment is not None:
-            self._open_from = len(self._text)
-            self._open_from_s = said.segment.offset_s + said.segment.duration_s
+            self._open_from, self._open_from_s = len(self._text), _end_s(said.segment)
         return update
+
+
+def _end_s(segment: ClosedSegment) -> float:
+    return segment.offset_s + segment.duration_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,11 @@ from typer.testing import CliRunner
 from jobs import distill as job
 from jobs import quantize
 from jobs.cli import app
+from pipeline.alone import alone_in
 from pipeline.commit import logits_to_parquet
 from pipeline.config import ConfigError, EngineConfig, PseudolabelConfig, validate
 from pipeline.distill import state as states
 from pipeline.distill import student as training
-from pipeline.distill.alone import alone_in
 from pipeline.distill.config import DistillConfig, QuantizeConfig, SpeechConfig, TrainingRayConfig
 from pipeline.distill.examples import ExampleRef, read_examples
 from pipeline.distill.fit import fit
@@ -439,9 +439,10 @@ def test_another_training_does_not_mix_in(config: DistillConfig, tmp_path: Path)
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(TrainingError, match="another process trains in"), alone_in(tmp_path, 0.3):
+    another = pytest.raises(TrainingError, match="another process works in")
+    with alone_in(tmp_path, TrainingError), another, alone_in(tmp_path, TrainingError, 0.3):
         pass
-    with alone_in(tmp_path, 0.3):
+    with alone_in(tmp_path, TrainingError, 0.3):
         pass
 
 

@@ -19,11 +19,13 @@ from pipeline.engine.causal.convolutions import FRAMES_PER_STEP
 from pipeline.engine.causal.decoder import Addition, StreamDecoder
 from pipeline.engine.causal.penalties import Penalties
 from pipeline.engine.causal.prompts import Prompts
+from pipeline.engine.causal.roll import Cut, find_cut
 from pipeline.engine.causal.settings import Settings
 from pipeline.engine.causal.slots import Slots
-from pipeline.engine.causal.state import Resume, Stream, StreamError, Update, check_audio, new_stream
+from pipeline.engine.causal.state import ClosedSegment, Resume, Stream, StreamError, Update, check_audio, new_stream
 from pipeline.engine.causal.stream_mel import StreamMel
 from pipeline.engine.causal.tower import StreamTower
+from pipeline.engine.causal.tower_file import untrained
 from pipeline.engine.inbox import SEGMENT_ERRORS, describe, is_out_of_memory
 from pipeline.engine.model import LoadedModel
 from pipeline.schema import SAMPLE_RATE_HZ
@@ -33,10 +35,16 @@ _EXPECTED_PROMPT = 64
 
 
 class StreamBatch:
-    """Open streams of one model. `clock` gives seconds."""
+    """Open streams of one model, whose tower was trained on `languages` (None: all). `clock` gives seconds."""
 
-    def __init__(self, loaded: LoadedModel, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._loaded, self._settings = loaded, settings
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self._loaded, self._settings, self._languages = loaded, settings, languages
         thinker: Any = loaded.model.thinker
         self._prompts = Prompts(loaded)
         self._audio_token_id: int = thinker.config.audio_token_id
@@ -71,6 +79,8 @@ class StreamBatch:
         if len(self._streams) >= self._settings.max_streams:
             raise StreamError("too_many_streams", f"{len(self._streams)} are open, which is max_streams")
         prompt = self._prompts(language, context)
+        if prompt.language is not None and self._languages is not None and prompt.language not in self._languages:
+            raise StreamError("unsupported_language", untrained(prompt.language, self._languages))
         self._require_width(len(prompt.head) + len(prompt.tail))
         stream = new_stream(stream_id, prompt, self._settings.commit, resume or Resume())
         self._slots.touch(stream)
@@ -235,15 +245,40 @@ class StreamBatch:
         segment = stream.segment
         segment.language, segment.text, segment.text_raw = self._prompts.said(segment.draft)
         segment.num_heard, segment.heard_peak = segment.num_frames, segment.loudest
+        stream.furthest = max(stream.furthest, stream.num_heard)
         stream.alone = False
         self._slots.touch(stream)
-        text = stream.publish(segment.committer.take(segment.text))
         language = stream.prompt.language or segment.language
+        if (cut := self._cut_of(stream, language)) is not None:
+            self._cut(stream, cut)
+            return
+        text = stream.publish(segment.committer.take(segment.text))
         if self._settings.roll.ends_after(stream.num_heard_steps, segment.text, language):
             self._roll(stream, text, "sentence")
         else:
             tail = segment.committer.tail()
-            self._updates.append(Update(stream.stream_id, text, tail, segment.text, stream.heard_s))
+            self._update(stream, text, tail, segment.text)
+
+    def _cut_of(self, stream: Stream, language: str | None) -> Cut | None:
+        """Where the open segment ends, within what was heard of it; None where it goes on."""
+        segment, roll = stream.segment, self._settings.roll
+        if roll.at != "sentence" or stream.num_heard_steps < roll.min_steps or not segment.text:
+            return None
+        pcm = stream.audio.samples(segment.first_frame, segment.num_heard)
+        is_last_chance = roll.ends_before(stream.num_heard_steps, self._settings.geometry.block_steps)
+        num_published = len(segment.committer.published)
+        return find_cut(segment.text, language, pcm, roll.min_steps, num_published, is_last_chance)
+
+    def _cut(self, stream: Stream, cut: Cut) -> None:
+        """The open segment ends there; what is left of its audio and text is the next one's."""
+        segment = stream.segment
+        segment.token_ids, segment.text_raw = self._prompts.head(
+            segment.token_ids, segment.text_raw, segment.text, cut.num_chars
+        )
+        segment.logprobs = segment.logprobs[: len(segment.token_ids)]
+        segment.text, segment.num_heard = segment.text[: cut.num_chars], cut.num_steps * FRAMES_PER_STEP
+        segment.finish_reason = "sentence"
+        self._roll(stream, "", "sentence" if cut.is_sentence else "clause")
 
     def _roll(self, stream: Stream, text: str, why: str) -> None:
         """The open segment ends, after `text` of it; another stream may have the slot, if one waits."""
@@ -254,7 +289,13 @@ class StreamBatch:
         if self._slots.waiting or not self._slots.is_ready(stream):
             self._leave_slot(stream)
             self._slots.look(stream)
-        self._updates.append(Update(stream.stream_id, text + rest, "", hypothesis, stream.heard_s, closed))
+        self._update(stream, text + rest, "", hypothesis, closed)
+
+    def _update(
+        self, stream: Stream, text: str, tail: str, hypothesis: str, closed: ClosedSegment | None = None
+    ) -> None:
+        heard_s, resume = stream.heard_s, stream.resume
+        self._updates.append(Update(stream.stream_id, text, tail, hypothesis, heard_s, closed, resume=resume))
 
     def _end(self, stream: Stream) -> None:
         """The stream is over, and all of it heard."""

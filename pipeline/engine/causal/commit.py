@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import regex
 
-from pipeline.text import UNSPACED, letters
+from pipeline.text import UNSPACED, letters, units
 
-_UNIT = regex.compile(rf"\s*(?:[{UNSPACED}][^\s{UNSPACED}\p{{L}}\p{{N}}]*|[^\s{UNSPACED}]+)")
 _TIGHT = regex.compile(rf"[{UNSPACED}\u3000-\u303f\uff00-\uff65]")
 
 
@@ -31,13 +30,6 @@ class CommitPolicy:
     def __post_init__(self) -> None:
         if self.hold_back < 0 or self.stable_iterations < 1:
             raise ValueError(f"hold_back must be 0 or more and stable_iterations 1 or more, not {self}")
-
-
-def units(text: str) -> list[str]:
-    """Words with the white space before them; single characters, with the marks behind them, of scripts without
-    spaces. Joined they are the text without white space around it."""
-    found: list[str] = _UNIT.findall(text.strip())
-    return found
 
 
 def between(before: str, after: str) -> str:
@@ -82,8 +74,10 @@ class Committer:
         """What the last hypothesis has behind the published text."""
         return "".join(self._last[self._matched() :]).strip()
 
-    def finish(self) -> list[str]:
-        """The segment has ended: publishes what the last hypothesis has behind the published text."""
+    def finish(self, hypothesis: str | None = None) -> list[str]:
+        """The segment has ended: publishes what the last hypothesis, or this one, has behind the published text."""
+        if hypothesis is not None:
+            self._last = units(hypothesis)
         return self._publish(len(self._last), self._matched())
 
     def _matched(self) -> int:

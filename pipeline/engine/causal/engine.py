@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -17,15 +17,14 @@ import numpy as np
 
 from pipeline.attempts import Watchdog
 from pipeline.config import EngineConfig
-from pipeline.engine.base import Batch, EngineError, EngineFailure, Observer, Result
+from pipeline.engine.base import Batch, EngineError, EngineFailure, Heard, Observer, Result
 from pipeline.engine.causal.batch import StreamBatch
-from pipeline.engine.causal.commit import between
+from pipeline.engine.causal.load import load_causal
+from pipeline.engine.causal.outcome import hypothesis, in_parts, whole
 from pipeline.engine.causal.settings import Settings
 from pipeline.engine.causal.state import ClosedSegment, Resume, Stream, StreamError, Update, check_audio
-from pipeline.engine.causal.weights import load_tower
 from pipeline.engine.inbox import Inbox, Item, describe
 from pipeline.engine.mel import HOP, NUM_FFT
-from pipeline.engine.model import LoadedModel, load_model
 from pipeline.schema import SAMPLE_RATE_HZ, Hypothesis, Segment
 
 T = TypeVar("T")
@@ -70,10 +69,18 @@ class LiveStream:
             self._is_over = True
         self._engine._later(partial(self._engine._end, self._stream))
 
+    def drop(self) -> None:
+        """Forgets the stream without its last words; another one may go on where its last update says."""
+        with self._changed:
+            self._is_over = True
+        self._engine._later(partial(self._engine._drop, self._stream))
+
     @property
-    def resume(self) -> Resume:
-        """Where it can go on, as of the last update."""
-        return self._engine._call(lambda: self._stream.resume)
+    def room(self) -> int:
+        """Samples that it takes at once now; 0 when it is over."""
+        with self._changed:
+            left = self._most_samples - (self._num_pushed - self._num_heard)
+            return 0 if self._is_over else max(0, min(left, self._most_at_once))
 
     def _has_room(self, num_samples: int) -> bool:
         return self._num_pushed - self._num_heard + num_samples <= self._most_samples
@@ -100,29 +107,14 @@ class _Recording:
 
 
 class CausalEngine:
-    """See AsrEngine, and `open` for live streams.
+    """See StreamEngine, and `open` for live streams. Raises as `load_causal` does."""
 
-    `tower` names the causal tower (weights.load_tower); without one, the model's offline tower runs as if it were one.
-    Raises CheckpointError when the model or the tower is not one to run.
-    """
-
-    def __init__(
-        self,
-        config: EngineConfig,
-        settings: Settings,
-        tower: str | None = None,
-        observe: Observer | None = None,
-        loaded: LoadedModel | None = None,
-    ) -> None:
-        self._loaded = loaded or load_model(config)
-        info = replace(self._loaded.info, engine="causal")
-        if tower is not None:
-            found = load_tower(tower, self._loaded.model.thinker.audio_tower, info.model_id)
-            info = replace(info, model_revision=f"{info.model_revision}+tower@{found.revision}")
-        self.info = info
-        self._settings, self._observe = settings, observe
-        self._batch = StreamBatch(self._loaded, settings)
-        self._most_recordings = min(settings.max_streams, _RECORDINGS_A_SLOT * settings.slots)
+    def __init__(self, config: EngineConfig, observe: Observer | None = None) -> None:
+        causal = load_causal(config)
+        self.info, self._languages = causal.info, causal.languages
+        self._settings, self._observe = causal.settings, observe
+        self._batch = StreamBatch(causal.loaded, causal.settings, languages=causal.languages)
+        self._most_recordings = min(causal.settings.max_streams, _RECORDINGS_A_SLOT * config.slots)
         self._inbox = Inbox(Item)
         self._commands: deque[Callable[[], None]] = deque()
         self._recordings: dict[str, _Recording] = {}
@@ -136,6 +128,20 @@ class CausalEngine:
     def submit(self, segments: Sequence[Segment]) -> Future[list[Result]]:
         """See AsrEngine; a segment may be of any length."""
         return self._inbox.submit(segments)
+
+    def stream(self, recordings: Sequence[Segment]) -> Future[list[list[Heard]]]:
+        """See StreamEngine."""
+        return self._inbox.submit(recordings, in_parts=True)
+
+    @property
+    def broken(self) -> str:
+        """Why streams have ended that nobody ended; nothing while the engine runs."""
+        return self._inbox.broken
+
+    def result(self, segment: ClosedSegment) -> Hypothesis | str:
+        """What a segment of a live stream says, or why it is refused ("<code>: <detail>")."""
+        found = hypothesis(segment, self._languages, "")
+        return found if isinstance(found, Hypothesis) else str(found)
 
     def open(
         self,
@@ -199,6 +205,11 @@ class CausalEngine:
         if not stream.is_done:
             self._batch.end(stream)
 
+    def _drop(self, stream: Stream) -> None:
+        self._batch.drop(stream)
+        self._live.pop(stream.stream_id, None)
+        self._heard_s.pop(stream.stream_id, None)
+
     def _loop(self) -> None:
         try:
             while self._wait():
@@ -259,7 +270,9 @@ class CausalEngine:
             try:
                 stream = self._batch.open(stream_id, segment.language, segment.context)
             except StreamError as error:
-                self._inbox.deliver(item, EngineFailure(segment.segment_id, error.code, str(error)))
+                failure = EngineFailure(segment.segment_id, error.code, error.detail)
+                in_parts = item.submission.in_parts
+                self._inbox.deliver(item, [Heard(0, len(segment.pcm), failure)] if in_parts else failure)
                 continue
             half = int(self._settings.max_waiting_s * SAMPLE_RATE_HZ) // 2
             self._recordings[stream_id] = _Recording(item, stream, min(len(segment.pcm), half))
@@ -299,22 +312,9 @@ class CausalEngine:
         recording.segments += [update.segment] if update.segment is not None else []
         if is_over:
             del self._recordings[update.stream_id]
-            self._inbox.deliver(recording.item, _result(recording, update.error))
-
-
-def _result(recording: _Recording, error: EngineFailure | None) -> Result:
-    segments = recording.segments
-    if error is not None:
-        return replace(error, segment_id=recording.item.segment.segment_id)
-    raw = ""
-    for segment in segments:
-        raw += between(raw, segment.text_raw) + segment.text_raw
-    languages = [segment.language for segment in segments if segment.language]
-    return Hypothesis(
-        text=recording.text,
-        text_raw=raw,
-        language=max(languages, key=languages.count, default=""),
-        token_ids=[token for segment in segments for token in segment.token_ids],
-        token_logprobs=[logprob for segment in segments for logprob in segment.token_logprobs],
-        finish_reason="stop" if all(segment.finish_reason == "stop" for segment in segments) else "length",
-    )
+            segment, segments = recording.item.segment, recording.segments
+            told = (update.error, self._languages, segment.segment_id)
+            if recording.item.submission.in_parts:
+                self._inbox.deliver(recording.item, in_parts(segments, len(segment.pcm), *told))
+            else:
+                self._inbox.deliver(recording.item, whole(segments, recording.text, *told))

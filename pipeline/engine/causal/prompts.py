@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 from pipeline.engine.causal.state import Prompt, StreamError
 from pipeline.engine.model import LoadedModel, SegmentError
+from pipeline.engine.tokens import token_ends
 from pipeline.schema import Segment
 
 _MOST = 1000  # that are remembered
@@ -46,6 +49,12 @@ class Prompts:
         """Language, text and raw text of what the model has written."""
         raw: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return *parsed(raw), raw
+
+    def head(self, token_ids: list[int], raw: str, text: str, num_chars: int) -> tuple[list[int], str]:
+        """Of what the model has written, `raw`, the tokens and raw text that make the first `num_chars` characters of
+        its `text`."""
+        end = raw.rfind(text) + num_chars
+        return token_ids[: bisect_left(token_ends(self._tokenizer, token_ids, raw), end) + 1], raw[:end]
 
 
 def parsed(raw: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.config import EngineConfig
 from pipeline.engine.causal.commit import CommitPolicy
 from pipeline.engine.causal.roll import RollPolicy
 from pipeline.engine.causal.tower import Geometry
@@ -38,3 +39,20 @@ class Settings:
         for name in ("max_new_tokens", "slots", "max_streams", "max_waiting_s", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
+def settings_of(config: EngineConfig) -> Settings:
+    streams = config.streams
+    return Settings(
+        geometry=Geometry(streams.block_frames, streams.left_steps),
+        commit=CommitPolicy(streams.hold_back, streams.stable_iterations),
+        roll=RollPolicy(streams.min_s, streams.max_s, streams.roll),
+        repetition_penalty=streams.repetition_penalty,
+        no_repeat_ngram=streams.no_repeat_ngram,
+        max_new_tokens=streams.max_new_tokens,
+        slots=config.slots,
+        max_streams=streams.max_streams,
+        max_waiting_s=streams.max_waiting_s,
+        park_after_s=streams.park_after_s,
+        batch=config.batch_size,
+    )

@@ -25,14 +25,16 @@ class StreamError(ValueError):
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
-        self.code = code
+        self.code, self.detail = code, detail
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedSegment:
-    """A segment that has ended, `why`: "sentence", "cap" (it would have grown too long) or "end" (of the stream).
+    """A segment that has ended, `why`: at a "sentence" or "clause", by the "cap" (it would have grown too long) or at
+    the "end" of the stream.
 
-    Seconds are from the stream's start. `text` is what was published of it; tokens, with log-probabilities, and
+    Seconds are from the stream's start. `text` is what was published of it, `published_s` for each of its text.units
+    how much had been heard by then; tokens, with log-probabilities, and
     `text_raw` are of its last hypothesis, which may have changed its mind about words that were out.
     """
 
@@ -46,13 +48,15 @@ class ClosedSegment:
     token_logprobs: list[float]
     finish_reason: str
     why: str
+    published_s: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """What a stream says after another block. The `text` of all its updates, one behind the other, is its transcript;
     `hypothesis` is the whole of its open segment (or of the one that has ended here), `tail` what of it may follow and
-    may change; `heard_s` how far it has been heard. After an `error` it says nothing more, nor after `is_last`."""
+    may change; `heard_s` how far it has been heard, `resume` where another stream can go on. After an `error` it says
+    nothing more, nor after `is_last`."""
 
     stream_id: str
     text: str
@@ -62,17 +66,19 @@ class Update:
     segment: ClosedSegment | None = None
     is_last: bool = False
     error: EngineFailure | None = None
+    resume: Resume | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
     """Where a stream can go on after an interruption: its audio is needed from `first_sample` on, and `published`, the
-    words of the open segment that are out, are not said again."""
+    words of the open segment that are out (`published_s` as in ClosedSegment), are not said again."""
 
     first_frame: int = 0
     peak: float = -math.inf
     num_segments: int = 0
     published: Sequence[str] = ()
+    published_s: Sequence[float] = ()
     last_char: str = ""
 
     @property
@@ -101,6 +107,7 @@ class OpenSegment:
     first_frame: int
     peak: float
     committer: Committer
+    published_s: list[float] = field(default_factory=list)
     num_frames: int = 0
     num_heard: int = 0
     loudest: float = -math.inf
@@ -131,7 +138,8 @@ class OpenSegment:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One stream; `idle_since` when it last had something to do, `alone` when something failed with it among others."""
+    """One stream; `idle_since` when it last had something to do, `alone` when something failed with it among others.
+    Frames up to `furthest` have been in some hypothesis."""
 
     stream_id: str
     prompt: Prompt
@@ -139,6 +147,7 @@ class Stream:
     segment: OpenSegment
     num_segments: int = 0
     last_char: str = ""
+    furthest: int = 0
     slot: int | None = None
     is_waiting: bool = False
     is_decoding: bool = False
@@ -163,11 +172,11 @@ class Stream:
 
     @property
     def heard_s(self) -> float:
-        return self.num_heard / _FRAMES_PER_S
+        return self.furthest / _FRAMES_PER_S
 
     @property
     def num_heard_samples(self) -> int:
-        return self.num_heard * HOP
+        return self.furthest * HOP
 
     @property
     def waiting_samples(self) -> int:
@@ -191,12 +200,13 @@ class Stream:
         if not self.last_char:
             text = text.lstrip()
         self.last_char = text[-1:] or self.last_char
+        self.segment.published_s += [self.heard_s] * len(units)
         return text
 
     def close(self, policy: CommitPolicy, why: str) -> tuple[str, ClosedSegment]:
         """Ends the open segment and begins the next: the text that is still to publish, and the segment."""
         ended = self.segment
-        text = self.publish(ended.committer.finish())
+        text = self.publish(ended.committer.finish(ended.text))
         closed = ClosedSegment(
             index=self.num_segments,
             offset_s=ended.first_frame / _FRAMES_PER_S,
@@ -208,6 +218,7 @@ class Stream:
             token_logprobs=ended.logprobs,
             finish_reason=ended.finish_reason,
             why=why,
+            published_s=ended.published_s,
         )
         self.num_segments += 1
         self.segment = OpenSegment(self.num_heard, ended.heard_peak, Committer(policy))
@@ -217,13 +228,21 @@ class Stream:
     @property
     def resume(self) -> Resume:
         segment = self.segment
-        return Resume(segment.first_frame, segment.peak, self.num_segments, segment.committer.published, self.last_char)
+        return Resume(
+            segment.first_frame,
+            segment.peak,
+            self.num_segments,
+            segment.committer.published,
+            list(segment.published_s),
+            self.last_char,
+        )
 
 
 def new_stream(stream_id: str, prompt: Prompt, policy: CommitPolicy, resume: Resume) -> Stream:
-    segment = OpenSegment(resume.first_frame, resume.peak, Committer(policy, resume.published))
+    committer = Committer(policy, resume.published)
+    segment = OpenSegment(resume.first_frame, resume.peak, committer, list(resume.published_s))
     audio = StreamAudio(resume.first_sample)
-    return Stream(stream_id, prompt, audio, segment, resume.num_segments, resume.last_char)
+    return Stream(stream_id, prompt, audio, segment, resume.num_segments, resume.last_char, resume.first_frame)
 
 
 def check_audio(pcm: np.ndarray, sample_rate_hz: int) -> None:

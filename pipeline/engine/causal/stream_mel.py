@@ -65,6 +65,10 @@ class StreamAudio:
             found = np.concatenate([found, self._read(heard - 1 - (end - heard), heard - 1)[::-1]])
         return found
 
+    def samples(self, frame: int, num_frames: int) -> np.ndarray:
+        """What `num_frames` frames from `frame` on stand for: int16 [160 num_frames], or fewer at the end."""
+        return self._read(frame * HOP, min((frame + num_frames) * HOP, self.num_samples))
+
     def _read(self, start: int, end: int) -> np.ndarray:
         with memoryview(self._samples) as view:
             low, high = ((at - self._begin) * _SAMPLE_BYTES for at in (start, end))

@@ -6,7 +6,6 @@ publishes them and qwen3_asr_causal 0.1.0 loads them (causal.py: `load_tower_che
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +14,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.engine.checkpoint import CheckpointError, content_hash, download
+from pipeline.engine.causal.tower_file import KEY, find_tower
+from pipeline.engine.checkpoint import CheckpointError, content_hash
+from pipeline.languages import NAMES, language_name
 
-_KEY = "engine.tower"
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
 _PREFIX = "thinker.audio_tower."
+_PUBLISHED = {"qfuxa/qwen3-asr-0.6b-streaming": "English"}  # by their model cards; the files do not say
 
 
 @dataclass(frozen=True, slots=True)
 class TowerFile:
     """`revision` is the commit of a Hub snapshot, else a hash of what is there; `notes` are what its maker wrote beside
-    the weights, such as the languages that it was trained on."""
+    the weights; `languages` those that it was trained on, None where nobody says."""
 
     path: Path
     revision: str
     notes: Mapping[str, str]
+    languages: frozenset[str] | None
 
 
 def load_tower(reference: str, tower: nn.Module, base: str, revision: str | None = None) -> TowerFile:
@@ -37,7 +38,7 @@ def load_tower(reference: str, tower: nn.Module, base: str, revision: str | None
 
     Raises CheckpointError unless it has exactly the base's weights, by name and shape.
     """
-    path, commit = _find(reference, revision)
+    path, commit = find_tower(reference, revision)
     try:
         with safe_open(path, framework="pt") as file:
             notes, names = dict(file.metadata() or {}), file.keys()
@@ -46,7 +47,9 @@ def load_tower(reference: str, tower: nn.Module, base: str, revision: str | None
         raise CheckpointError(f"{path} is no safetensors file, or cut short ({error}). Download it again") from error
     _require_fit(path, tensors, tower, base)
     tower.load_state_dict(tensors)
-    return TowerFile(path, commit or content_hash(path.parent), notes)
+    named = notes.get("languages") or _PUBLISHED.get(reference, "")
+    languages = frozenset(map(language_name, named.split(","))) & set(NAMES)
+    return TowerFile(path, commit or content_hash(path.parent), notes, languages or None)
 
 
 def save_tower(tower: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
@@ -56,33 +59,10 @@ def save_tower(tower: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
     save_file(tensors, path, metadata={"format": "pt"} | dict(notes))
 
 
-def _find(reference: str, revision: str | None) -> tuple[Path, str | None]:
-    """The file, and its commit when it comes from the Hub."""
-    path, commit = Path(reference).expanduser(), None
-    if not path.exists():
-        if not _HUB_ID.fullmatch(reference):
-            raise CheckpointError(
-                f"{_KEY}: {reference!r} is no file or folder on this machine and no Hub id (ORG/NAME)"
-            )
-        path = download(reference, revision, _KEY)
-        commit = path.name
-    elif revision is not None:
-        raise CheckpointError(f"{_KEY}_revision: {revision!r} is for Hub ids; {reference!r} is here, remove the key")
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
-            raise CheckpointError(f"{path} must hold one safetensors file, the tower; it has {found}")
-        path = files[0]
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is no safetensors file; pickles are never loaded, as reading one runs code")
-    return path, commit
-
-
 def _require_fit(path: Path, tensors: Mapping[str, Tensor], tower: nn.Module, base: str) -> None:
     own = tower.state_dict()
     if any(name.startswith(_PREFIX) for name in tensors):
-        raise CheckpointError(f"{path} is a whole Qwen3-ASR checkpoint: it goes under engine.model, not {_KEY}")
+        raise CheckpointError(f"{path} is a whole Qwen3-ASR checkpoint: it goes under engine.model, not {KEY}")
     misfits = [
         f"{name} is {list(tensors[name].shape)} instead of {list(own[name].shape)}"
         for name in own

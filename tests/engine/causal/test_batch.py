@@ -24,7 +24,7 @@ from tests.engine.tiny import noise
 SETTINGS = Settings(
     Geometry(96, 40),
     CommitPolicy(2),
-    RollPolicy(2.0, 4.0),
+    RollPolicy(2.0, 4.0, "mark"),
     max_new_tokens=24,
     slots=64,
     max_waiting_s=1e6,
@@ -50,8 +50,8 @@ def expected(loaded: LoadedModel, clips: list[np.ndarray]) -> list[list[Update]]
 
 def assert_same(found: list[list[Update]], expected: list[list[Update]]) -> None:
     for got, want in zip(found, expected, strict=True):
-        assert [replace(update, stream_id="", segment=None) for update in got] == [
-            replace(update, stream_id="", segment=None) for update in want
+        assert [replace(update, stream_id="", segment=None, resume=None) for update in got] == [
+            replace(update, stream_id="", segment=None, resume=None) for update in want
         ]
         for one, other in zip(got, want, strict=True):
             if one.segment is None or other.segment is None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.causal.commit import CommitPolicy, Committer, between, num_matched, units
+from pipeline.engine.causal.commit import CommitPolicy, Committer, between, num_matched
+from pipeline.text import units
 from tests.engine.causal.upstream import upstream
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d.", "e,"]), max_size=12).map(" ".join)

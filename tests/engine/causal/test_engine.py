@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,16 @@ from tests.engine.causal.upstream import tower_of
 from tests.engine.tiny import noise, segment
 
 TIMEOUT_S = 30
-LIVE = replace(SETTINGS, slots=3, max_waiting_s=4.0)
+STREAMS = {
+    "block_frames": 96, "left_steps": 40, "hold_back": 2, "min_s": 2.0, "max_s": 4.0, "roll": "mark",
+    "max_new_tokens": 24, "max_waiting_s": 4.0,
+}  # fmt: skip
 
 
-def new_engine(checkpoint: Path, settings: Any = LIVE, **options: Any) -> CausalEngine:
-    return CausalEngine(EngineConfig(model=str(checkpoint), dtype="float32", device="cpu"), settings, **options)
+def new_engine(checkpoint: Path, observe: Any = None, **engine: Any) -> CausalEngine:
+    options = {"name": "causal", "model": str(checkpoint), "dtype": "float32", "device": "cpu", "slots": 3}
+    streams = {"streams": STREAMS, "tower": "offline"}
+    return CausalEngine(EngineConfig.model_validate(options | streams | engine), observe)
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def test_what_a_live_stream_cannot_take_is_refused(engine: CausalEngine) -> None
         assert refused.value.code == code
     with pytest.raises(StreamError, match="a chunk of 3.5 s; 3.0 s go at once"):
         live.push(noise(3.5))
-    assert live.resume.first_sample == 0
+    assert live.room == 48_240
     live.end()
     with pytest.raises(StreamError, match="ended"):
         live.push(noise(1.0))

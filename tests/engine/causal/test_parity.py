@@ -78,7 +78,9 @@ def test_committed_text_is_that_of_the_runtime(
 ) -> None:
     pcm, events = cut(joined(name, 80, first).pcm), list[dict[str, Any]]()
     theirs = transcribe(runtime(STUDENT, tmp_path, language=code), pcm, True, events.append)
-    (updates,) = transcribed(StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S)), [pcm], language)
+    (updates,) = transcribed(
+        StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(at="mark"))), [pcm], language
+    )
     check_hypotheses(updates, events)
     assert by_number(updates).split() == theirs.split()
     ours = text_of(updates)
@@ -122,7 +124,7 @@ def test_hypotheses_are_those_of_the_runtime_where_only_length_ends_a_segment(
     asr = runtime(STUDENT, tmp_path, language=code, block_frames=block_frames)
     asr.segment_punct_rollover = False
     transcribe(asr, pcm, True, events.append)
-    settings = Settings(Geometry(block_frames), max_waiting_s=AHEAD_S, roll=RollPolicy(at_sentences=False))
+    settings = Settings(Geometry(block_frames), max_waiting_s=AHEAD_S, roll=RollPolicy(at="fixed"))
     (updates,) = transcribed(StreamBatch(loaded, settings), [pcm], language)
     want = [event["segment_hypothesis"] for event in events if event["new_cached_steps"] or event["is_flush"]]
     assert [update.hypothesis for update in heard(updates)] == want
@@ -132,7 +134,7 @@ def test_recordings_of_fourteen_to_thirty_seconds_are_those_of_the_runtime(loade
     """All in one batch here, one by one there."""
     asr = runtime(STUDENT, tmp_path)
     clips = [cut(each.pcm) for each in heldout("windows")[:6]]
-    said = transcribed(StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S)), clips)
+    said = transcribed(StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(at="mark"))), clips)
     for pcm, updates in zip(clips, said, strict=True):
         events: list[dict[str, Any]] = []
         transcribe(asr, pcm, True, events.append)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from jobs.mistakes import EXIT_UNFINISHED, mistakes_in_one_line
-from jobs.options import EXAMPLES, Debug, Set
+from jobs.options import EXAMPLES, Debug, Force, Set, with_force
 from pipeline.config import ConfigError, StorageConfig, TranscribeConfig, load_config
 
 EPILOG = (
@@ -61,10 +61,12 @@ def evaluate(
         typer.Option("--system", metavar="NAME", help="With --contract: causal (the default), windowed, offline."),
     ] = None,
     overrides: Set = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Score transcripts: WER and CER by language and set with intervals, confidence, filters, the worst errors."""
     messages, code, sources = Console(stderr=True), 0, list(outputs or [])
+    overrides = with_force(overrides, force)
     with mistakes_in_one_line(messages, debug):
         if contract is not None:
             if sources or hypotheses or against or kept_only or as_json:
@@ -81,7 +83,7 @@ def evaluate(
                 systems or [],
                 language=language,
                 conf=conf,
-                overrides=overrides or [],
+                overrides=overrides,
             )
             evaluate_streaming.run(asked, Console(), messages)
             raise typer.Exit
@@ -94,7 +96,7 @@ def evaluate(
         if manifest and model:
             from jobs import transcribe as main_job
 
-            config = job.transcription(manifest, model, out, conf, overrides or [])
+            config = job.transcription(manifest, model, out, conf, overrides)
             code, storage = main_job.run(config, messages), config.storage
             sources.append(config.output)
         else:

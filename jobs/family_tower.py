@@ -1,0 +1,63 @@
+"""`shardscribe family-tower`: the embedded causal tower, from speech without texts to the file that is shipped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs import distill_tower, transcribe
+from pipeline.config import ConfigError, PseudolabelConfig, validate
+from pipeline.distill.config import TowerConfig
+from pipeline.embedded.unlabeled import write_unlabeled
+from pipeline.engine.checkpoint import EMBEDDED_FOLDER
+
+STUDENT, TEACHER = "embedded/student", "embedded/teacher"
+INSTALLED = EMBEDDED_FOLDER / "tower"
+FILES = ("model.safetensors", "README.md", "training.json")
+
+
+def run(fsdd: Path, work: Path, steps: int, install: bool, console: Console) -> None:
+    """Stage by stage; what a former run finished in `work` stays. `install` copies the tower over the one that comes
+    with the package. Raises ConfigError when `fsdd` holds no digit shards."""
+    if not any(fsdd.glob("*.tar")):
+        raise ConfigError(f"{fsdd} holds no .tar shards of spoken digits, which the family's speech is mixed with")
+    console.print("speaking without texts")
+    folders = write_unlabeled(work, fsdd)
+    labels = {part: _label(folder, work / "labels" / part, console) for part, folder in folders.items()}
+    output = work / "tower"
+    options = {
+        "model": STUDENT,
+        "output": str(output),
+        "speech": {"sources": [labels["train"]]},
+        "heldout": {"sources": [labels["dev"]], "samples_per_language": 40},
+        "steps": steps,
+        "learning_rate": 5e-4,
+        "warmup_steps": 100,
+        "batch_audio_s": 60,
+        "evaluate_every": 250,
+        "save_every": 250,
+        "best_by": "loss",
+        "log_every": 25,
+    }
+    distill_tower.run(validate(TowerConfig, options, "family-tower"), console)
+    if install:
+        shutil.rmtree(INSTALLED, ignore_errors=True)
+        INSTALLED.mkdir()
+        for name in FILES:
+            shutil.copy(output / "model" / name, INSTALLED / name)
+        shutil.copy(output / "training.jsonl", INSTALLED / "training.jsonl")
+        console.print(f"installed in {INSTALLED}", highlight=False)
+
+
+def _label(speech: Path, output: Path, console: Console) -> str:
+    """Which of it is speech, and for the held-out part what the teacher hears in it."""
+    options = {
+        "inputs": [str(speech / "*.tar")],
+        "output": str(output),
+        "engine": {"model": TEACHER, "top_logprobs": 16},
+    }
+    if transcribe.run(validate(PseudolabelConfig, options, "family-tower"), console):
+        raise ConfigError(f"{speech} was not labelled as a whole: see above")
+    return str(output)
