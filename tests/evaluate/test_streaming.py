@@ -21,13 +21,14 @@ from pipeline.engine.causal.commit import CommitPolicy
 from pipeline.engine.causal.roll import RollPolicy
 from pipeline.engine.causal.settings import Settings
 from pipeline.engine.causal.tower import Geometry
+from pipeline.engine.causal.weights import save_tower
 from pipeline.engine.model import LoadedModel
 from pipeline.evaluate.replay import Talk, measure
 from pipeline.evaluate.streaming_systems import CausalSystem, OfflineSystem
 from pipeline.evaluate.upstream import Backend, UpstreamSystem
 from tests.engine.causal.recordings import joined
 from tests.engine.causal.streams import loaded_from, text_of, transcribed
-from tests.engine.causal.upstream import STUDENT, save_flat, upstream
+from tests.engine.causal.upstream import STUDENT, save_flat, tower_of, upstream
 from tests.engine.tiny import noise
 
 SECOND = 16_000
@@ -74,7 +75,7 @@ def test_the_end_of_a_segment_keeps_its_newest_250_ms_until_the_next_update(load
 def test_the_offline_engine_is_the_ceiling_and_has_no_latency(tiny_checkpoint: Path) -> None:
     config = EngineConfig(model=str(tiny_checkpoint), dtype="float32", device="cpu", threads=1, max_new_tokens=6)
     system = OfflineSystem("offline", config)
-    found = system.measure(replace(talk(), pcm=noise(70.0, 3)))
+    found = system.measure(replace(talk(), pcm=joined("english", 70.0).pcm))
     system.close()
     assert found.latencies_s is None and len(found.minutes) == 2
     assert found.minutes[0].flops and found.minutes[0].lm_head_flops
@@ -171,6 +172,17 @@ def test_recordings_that_cannot_be_scored(
     result = evaluate(*arguments, "--set", "engine.tower=offline")
     assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_language_that_the_tower_was_not_trained_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    save_tower(tower_of(tiny_checkpoint), tmp_path / "tower.safetensors", {"languages": "English"})
+    talks = write_talks(tmp_path / "talks.tar", LABEL | {"language": "vi"}, seconds=1.0)
+    arguments = ["--contract", "streaming", "--manifest", talks, "--model", tiny_checkpoint, "--out", tmp_path / "out"]
+    arguments += ["--set", f"engine.tower={tmp_path / 'tower.safetensors'}", "--set", "engine.dtype=float32"]
+    result = evaluate(*arguments)
+    assert result.exit_code == 2 and "Vietnamese is none of the languages" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert evaluate(*arguments, "--force").exit_code == 0
 
 
 def test_a_contract_needs_recordings_and_a_model() -> None:
