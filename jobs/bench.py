@@ -15,15 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import bench_pipeline
-from pipeline import bench
+from pipeline import bench, bench_streams
 from pipeline.bench import Figure
 from pipeline.config import ConfigError
 from pipeline.machine import cpu_name, versions
 
 PACKAGES = ("shardscribe", "torch", "transformers", "qwen-asr", "ray", "nvidia-modelopt")
-FIGURES = ("engine", "0.6b", "int4", "reading", "pipeline", "growth")
+FIGURES = ("engine", "0.6b", "int4", "reading", "streams", "pipeline", "growth")
 DEFAULT = ("engine", "int4", "reading")
 NUM_CLIPS = 256
+NUM_STREAMS = {"cpu": 96, "cuda": 512}
 NUM_CLIPS_06B = {"cpu": 32, "cuda": 256}  # whole batches of qwen-asr's; a CPU without AMX takes minutes for one
 
 
@@ -32,11 +33,12 @@ def run(
     num_clips: int | None,
     threads: int | None,
     hours: Sequence[float],
+    models: tuple[str, str],
     out: Path | None,
     console: Console,
 ) -> None:
     """Measure, print a table, and write JSON to `out`. Raises ConfigError for a name that is no figure.
-    `num_clips` None, no `hours`: those that the figure is made for."""
+    `num_clips` None, no `hours`: those that the figure is made for. `models`: model and tower of streams."""
     if unknown := set(names) - set(FIGURES):
         raise ConfigError(f"{', '.join(sorted(unknown))}: no figure; there are {', '.join(FIGURES)}")
     threads = threads or os.cpu_count() or 1
@@ -46,6 +48,7 @@ def run(
         "0.6b": lambda: bench.engines_06b(num_clips or NUM_CLIPS_06B[device.type], threads, device),
         "int4": lambda: bench.int4(device, threads),
         "reading": bench.reading,
+        "streams": lambda: bench_streams.streams(*models, num_clips or NUM_STREAMS[device.type], threads),
         "pipeline": lambda: bench_pipeline.pipeline(console),
         "growth": lambda: bench_pipeline.growth(console, hours or bench_pipeline.GROWTH_HOURS),
     }

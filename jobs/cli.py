@@ -295,18 +295,22 @@ def distill_tower(
 def bench(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(help="engine, 0.6b (random weights), int4, reading, pipeline, growth; the first without 0.6b."),
+        typer.Argument(help="engine, int4, reading: the default; 0.6b (random weights), streams, pipeline, growth."),
     ] = None,
     clips: Annotated[
         int | None,
         typer.Option(
-            "--clips", min=1, help="Clips of 1 to 30 s for the engines; default: 256, or 32 of 0.6b on a CPU."
+            "--clips",
+            min=1,
+            help="Clips of 1 to 30 s for the engines, or streams; default: 256, 32 of 0.6b on a CPU, 96 streams.",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of torch; default: all cores.")] = None,
     hours: Annotated[
         list[float] | None, typer.Option("--hours", help="Of audio, for growth; repeat it. Default: 1, 10 and 100.")
     ] = None,
+    model: Annotated[str, typer.Option("--model", help="Of streams.")] = "embedded/student",
+    tower: Annotated[str, typer.Option("--tower", help="Of streams.")] = "embedded/tower",
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON, too.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -314,7 +318,7 @@ def bench(
     with mistakes_in_one_line(Console(stderr=True), debug):
         from jobs import bench as job
 
-        job.run(figures or [], clips, threads, hours or [], out, Console())
+        job.run(figures or [], clips, threads, hours or [], (model, tower), out, Console())
 
 
 @app.command(epilog=EXAMPLES + "shardscribe models")

@@ -57,8 +57,8 @@ class Options:
     stream_s: float
 
 
-def recordings(folder: Path, minutes: float, languages: Sequence[str]) -> Iterator[Talk]:
-    for each in bench_segmentation.talks(folder, minutes, languages):
+def recordings(folder: Path, minutes: float, languages: Sequence[str], generated_only: bool) -> Iterator[Talk]:
+    for each in bench_segmentation.talks(folder, minutes, languages)[generated_only:]:
         yield Talk(each.name, each.language, each.text, each.pcm, each.sentences)  # type: ignore[arg-type]
 
 
@@ -128,8 +128,7 @@ def behind_s(found: Causal, talk: Talk, seconds: float, num: int) -> float:
             now = (int(now / (CHUNK_S / 4)) + 1) * (CHUNK_S / 4)
 
 
-def table(folder: Path, options: Options, keys: Sequence[str], minutes: float, languages: Sequence[str]) -> None:
-    talks = list(recordings(folder, minutes, languages))
+def table(folder: Path, options: Options, keys: Sequence[str], talks: Sequence[Talk]) -> None:
     about: dict[str, Any] = {}
     replays: list[Replay] = []
     streams: dict[str, float] = {}
@@ -166,9 +165,8 @@ def met(is_met: bool) -> str:
     return "met" if is_met else "MISSED"
 
 
-def two_hours(folder: Path, options: Options, minutes: float, language: str) -> None:
-    """One stream, `minutes` of it."""
-    *_, talk = recordings(folder, minutes, [language])
+def two_hours(folder: Path, options: Options, talk: Talk) -> None:
+    """One stream, by the minute."""
     found = causal(options, options.tower)
     system = CausalSystem(OURS, found.loaded, found.settings, found.info)
     replay = measure(system, talk, options.count_every)
@@ -203,14 +201,17 @@ def main() -> None:
         "--stream-seconds", type=float, default=40.0, help="of each, to find how many a core keeps up with"
     )
     parser.add_argument("--two-hours", action="store_true")
+    parser.add_argument("--generated-only", action="store_true", help="without the embedded long recording")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     every = given.count_every or (1 if given.two_hours else 10)
     options = Options(given.model, given.tower, every, given.stream_seconds)
     if given.two_hours:
-        two_hours(given.folder, options, given.minutes or 120, (given.languages or ["English"])[0])
+        (talk,) = recordings(given.folder, given.minutes or 120, given.languages[:1] or ["English"], True)
+        two_hours(given.folder, options, talk)
     else:
-        table(given.folder, options, given.rows, given.minutes or 60, given.languages)
+        talks = list(recordings(given.folder, given.minutes or 60, given.languages, given.generated_only))
+        table(given.folder, options, given.rows, talks)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ LAYERS = (
     ("pipeline.evaluate",),
     ("pipeline.graph", "pipeline.embedded"),
     ("pipeline.bench",),
+    ("pipeline.bench_streams",),
     ("jobs.mistakes", "jobs.options"),
     (
         "jobs.transcribe",

@@ -75,22 +75,22 @@ def test_the_end_of_a_segment_keeps_its_newest_250_ms_until_the_next_update(load
 def test_the_offline_engine_is_the_ceiling_and_has_no_latency(tiny_checkpoint: Path) -> None:
     config = EngineConfig(model=str(tiny_checkpoint), dtype="float32", device="cpu", threads=1, max_new_tokens=6)
     system = OfflineSystem("offline", config)
-    found = system.measure(replace(talk(), pcm=joined("english", 70.0).pcm))
+    found = system.measure(replace(talk(), pcm=joined("english", 40.0).pcm))
     system.close()
-    assert found.latencies_s is None and len(found.minutes) == 2
-    assert found.minutes[0].flops and found.minutes[0].lm_head_flops
-    assert found.minutes[0].flops > found.minutes[0].lm_head_flops
+    (minute,) = found.minutes
+    assert found.latencies_s is None and minute.flops and minute.lm_head_flops
+    assert minute.flops > minute.lm_head_flops and found.text
 
 
 @pytest.mark.parametrize("backend", ["windowed", "causal"])
 def test_the_upstream_runtime_keeps_the_contract(backend: Backend, tmp_path: Path) -> None:
     upstream()
-    clip = joined("english", 20.0)
+    clip = joined("english", 12.0)
     tower = str(save_flat(STUDENT, tmp_path)) if backend == "causal" else ""
     config = EngineConfig(model="embedded/student", dtype="float32", device="cpu")
     system = UpstreamSystem(backend, config, backend, tower)
     found = measure(system, Talk("clip", "English", clip.text, clip.pcm))
-    assert found.num_retractions == found.num_refused == 0 and found.num_updates >= 9
+    assert found.num_retractions == found.num_refused == 0 and found.num_updates >= 5
     assert found.text and found.latencies_s is None
     assert found.errors.rate < (0.6 if backend == "windowed" else 1.0), found.text
     (minute,) = found.minutes

@@ -70,6 +70,11 @@ class StreamBatch:
     def num_in_slots(self) -> int:
         return sum(holder is not None for holder in self._slots.holders)
 
+    @property
+    def bytes_per_slot(self) -> int:
+        """What a stream in a slot holds on the device: keys and values of the tower and of the decoder."""
+        return self._tower.bytes_per_slot + self._decoder.bytes_per_slot
+
     def open(
         self, stream_id: str, language: str | None = None, context: str = "", resume: Resume | None = None
     ) -> Stream:

@@ -77,6 +77,10 @@ class StreamDecoder(SlotDecoder):
         super().resize(num_slots, width, keep)
         self._history, self._sizes = history, sizes
 
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(cache[0].numel() * cache.element_size() for cache in (*self._keys, *self._values))
+
     @torch.inference_mode()
     def clear(self, slots: Sequence[int]) -> None:
         """Forgets what is not finite there, as StreamTower does."""
