@@ -125,7 +125,7 @@ def behind_s(found: Causal, talk: Talk, seconds: float, num: int) -> float:
         elif (pushed >= length).all():
             return float(now - seconds - late_s[-1])
         else:
-            now = (int(now / (CHUNK_S / 4)) + 1) * (CHUNK_S / 4)
+            now += CHUNK_S / 4
 
 
 def table(folder: Path, options: Options, keys: Sequence[str], talks: Sequence[Talk]) -> None:
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of a generated talk: 60, or 120 with --two-hours")
     parser.add_argument("--languages", nargs="*", default=list(LANGUAGES), help="none: the embedded recording alone")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--count-every", type=int, help="minutes whose operations are counted: 10, or 1")
+    parser.add_argument("--count-every", type=int, help="so many-th minute: 10, or 5 (15 s each)")
     parser.add_argument(
         "--stream-seconds", type=float, default=40.0, help="of each, to find how many a core keeps up with"
     )
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--generated-only", action="store_true", help="without the embedded long recording")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    every = given.count_every or (1 if given.two_hours else 10)
+    every = given.count_every or (5 if given.two_hours else 10)
     options = Options(given.model, given.tower, every, given.stream_seconds)
     if given.two_hours:
         (talk,) = recordings(given.folder, given.minutes or 120, given.languages[:1] or ["English"], True)
