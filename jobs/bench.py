@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ from jobs import bench_pipeline
 from pipeline import bench, bench_streams
 from pipeline.bench import Figure
 from pipeline.config import ConfigError
+from pipeline.machine import cpu_name, versions
 
 PACKAGES = ("shardscribe", "torch", "transformers", "qwen-asr", "ray", "nvidia-modelopt")
 FIGURES = ("engine", "0.6b", "int4", "reading", "streams", "pipeline", "growth")
@@ -66,16 +66,8 @@ def run(
 
 
 def described(device: torch.device, threads: int) -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"device": name, "threads": threads, "python": platform.python_version()} | versions
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "CPU")
+    return {"device": name, "threads": threads, "python": platform.python_version()} | versions(PACKAGES)
 
 
 def table(figures: Sequence[Figure]) -> Table:

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs import evaluate_cli
 from jobs.mistakes import EXIT_UNFINISHED, mistakes_in_one_line
 from jobs.options import EXAMPLES, Debug, Force, Set, with_force
 from jobs.submit_cli import submit
-from pipeline.config import ConfigError, PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
+from pipeline.config import PseudolabelConfig, StorageConfig, TranscribeConfig, load_config
 
 app = typer.Typer(
     name="shardscribe",
@@ -189,62 +190,7 @@ def report(
         job.run(output, storage.access, out, samples, audio, Console())
 
 
-@app.command(
-    epilog=EXAMPLES + "shardscribe evaluate out/test-sets --out scores --against out/other-model\n\n"
-    "shardscribe evaluate --hypotheses hypotheses.jsonl --json\n\n"
-    "shardscribe evaluate --manifest test-clean.jsonl --model embedded/teacher --set engine.name=offline --out eval"
-)
-def evaluate(
-    outputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[OUT]...", help="Output folders of transcribe jobs with references.")
-    ] = None,
-    hypotheses: Annotated[
-        list[str] | None,
-        typer.Option("--hypotheses", metavar="FILE", help="JSONL: reference, hypothesis; language, id, set, duration."),
-    ] = None,
-    manifest: Annotated[
-        list[str] | None,
-        typer.Option("--manifest", metavar="FILE", help="Transcribe this into --out first; any input with references."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="For --manifest: what `engine.model` takes.")] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Where evaluation.json, .md and .html go.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="OUT|FILE", help="A second system on the same recordings.")
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option("--language", help="The references' language; default: what each names.")
-    ] = None,
-    kept_only: Annotated[
-        bool, typer.Option("--kept-only", help="Leave out recordings that a filter caught, in any of their rows.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    conf: Annotated[
-        Path | None, typer.Option("--conf", help="Storage options and, for --manifest, all else of this configuration.")
-    ] = None,
-    overrides: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Score transcripts: WER and CER by language and set with intervals, confidence, filters, the worst errors."""
-    messages, code, sources = Console(stderr=True), 0, list(outputs or [])
-    with mistakes_in_one_line(messages, debug):
-        if bool(manifest) != bool(model) or (overrides and not manifest):
-            raise ConfigError("--manifest FILE and --model MODEL go together, and --set with them")
-        from jobs import evaluate as job
-
-        if manifest and model:
-            from jobs import transcribe as main_job
-
-            config = job.transcription(manifest, model, out, conf, overrides or [])
-            code, storage = main_job.run(config, messages), config.storage
-            sources.append(config.output)
-        else:
-            storage = StorageConfig() if conf is None else load_config(TranscribeConfig, conf, []).storage
-        if code != EXIT_UNFINISHED:
-            request = job.Request(sources, hypotheses or [], against, language, kept_only, out, as_json)
-            job.run(request, storage.access, Console())
-    raise typer.Exit(code)
+app.command("evaluate", epilog=evaluate_cli.EPILOG)(evaluate_cli.evaluate)
 
 
 @app.command(epilog=EXAMPLES + "shardscribe demo\n\nshardscribe demo --out /tmp/demo --model embedded/teacher")

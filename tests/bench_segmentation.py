@@ -47,9 +47,9 @@ class Talk:
     sentences: list[dict[str, float]]
 
 
-def talks(folder: Path, minutes: float) -> list[Talk]:
+def talks(folder: Path, minutes: float, languages: Sequence[str] = LANGUAGES) -> list[Talk]:
     paths = [LONG_SAMPLE]
-    for language in LANGUAGES:
+    for language in languages:
         path = folder / f"{language.lower()}-{minutes:g}min.tar"
         if not path.exists():
             item: Item = long_recording(f"{language.lower()}-{minutes:g}min", language, minutes * 60, SEED)

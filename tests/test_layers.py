@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # from the bottom up; a module may import its own layer's siblings only where the layer is a package
 LAYERS = (
     ("pipeline.redact", "pipeline.languages", "pipeline.section", "pipeline.cluster", "pipeline.alone"),
+    ("pipeline.machine",),
     ("pipeline.labels_config", "pipeline.streams_config"),
     ("pipeline.schema", "pipeline.config", "pipeline.text", "pipeline.urls"),
     ("pipeline.units", "pipeline.retry"),
@@ -44,6 +45,7 @@ LAYERS = (
         "jobs.export",
         "jobs.report",
         "jobs.evaluate",
+        "jobs.evaluate_streaming",
         "jobs.demo",
         "jobs.models",
         "jobs.family",
@@ -56,7 +58,7 @@ LAYERS = (
         "jobs.bench_pipeline",
         "jobs.bench",
     ),
-    ("jobs.submit_cli",),
+    ("jobs.submit_cli", "jobs.evaluate_cli"),
     ("jobs.cli",),
 )
 PACKAGES = (

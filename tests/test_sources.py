@@ -24,7 +24,7 @@ from s3fs.core import S3File
 from pipeline import storage
 from pipeline.config import ConfigError, InputConfig
 from pipeline.sources.plan import plan, samples
-from pipeline.sources.sample import Filler, Sample, UniqueIds, read_sidecars
+from pipeline.sources.sample import Filler, Sample, UniqueIds, read_sentences, read_sidecars
 from pipeline.storage import FileUnavailableError, StorageError
 from pipeline.units import Split
 
@@ -406,6 +406,14 @@ def test_sidecars() -> None:
     assert read_sidecars([("a.json", b'{"transcript": "t", "language": 3}')]) == ("t", None)
     assert read_sidecars([("a.txt", b"later"), ("a.json", b'{"text": "first", "lang": "de"}')]) == ("later", "de")
     assert read_sidecars([]) == (None, None)
+
+
+def test_sentences_of_a_sidecar_are_whole_or_none() -> None:
+    said = {"text": "One.", "offset": 0.5, "duration": 1}
+    assert read_sentences([("a.txt", b"x"), ("a.json", json.dumps({"sentences": [said]}).encode())]) == [said]
+    for wrong in ({"offset": -1}, {"duration": "1"}, {"text": None}, {"offset": float("nan")}):
+        assert read_sentences([("a.json", json.dumps({"sentences": [said, said | wrong]}).encode())]) == []
+    assert read_sentences([("a.json", b'{"sentences": 3}'), ("b.json", b'"sentences"')]) == []
 
 
 @given(st.lists(st.sampled_from(["a", "a~2", "a~3", "b"])))

@@ -18,6 +18,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slo
     """Queries [B, kv_heads, group, head_dim] over keys and values [S >= B, kv_heads, width, head_dim], each row up to
     and with its position of int64 [B] -> like queries, in the dtype of `values`. Row i looks at slot i, or at
     `slots[i]` of int64 [B]. On the CPU, in float32 or bfloat16; sums are float32."""
+    if torch._C._len_torch_dispatch_stack():  # someone watches what torch does, and should see this, too
+        seen: Tensor = torch.ops.shardscribe.attend(queries, keys, values, positions, slots)
+        return seen
+    return _attend_rows(queries, keys, values, positions, slots)
+
+
+def _attend_rows(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor | None) -> Tensor:
     num_rows, num_heads, group, head_dim = queries.shape
     mixed = values.new_empty(queries.shape)
     slots = torch.arange(num_rows) if slots is None else slots
@@ -29,6 +36,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, slo
         lambda rows: _attend(queries_[rows], keys_, values_, slots_[rows], positions_[rows], mixed_[rows]),
     )
     return mixed
+
+
+_LIBRARY = torch.library.Library("shardscribe", "DEF")
+_LIBRARY.define("attend(Tensor queries, Tensor keys, Tensor values, Tensor positions, Tensor? slots) -> Tensor")
+_LIBRARY.impl("attend", _attend_rows, "CPU")
 
 
 @compiled

@@ -15,6 +15,7 @@ from difflib import SequenceMatcher
 from pipeline.text import tokens
 
 TAIL_S = 0.25
+_LONGEST_WORD = 64  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Update:
 
     `open_from` is the index in `text` where what belongs to the newest `open_s` seconds of audio begins: a system that
     closes segments says where the open one stands, others have 0 and `heard_s`. `word_ends_s` are the ends of the
-    words (`str.split`) of that open text, seconds of the stream, where a system aligns them.
+    words (`str.split`) of that open text, seconds of the stream, where a system aligns them. From index `held_from` on
+    a system holds its text back itself; None: it stands by all of it.
     """
 
     at_s: float
@@ -32,7 +34,13 @@ class Update:
     open_from: int = 0
     open_s: float = 0.0
     word_ends_s: Sequence[float] = ()
+    held_from: int | None = None
     is_final: bool = False
+
+    @property
+    def offered(self) -> str:
+        """What the system stands by, its newest 250 ms included."""
+        return self.text if self.is_final else self.text[: self.held_from].rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,8 @@ class Contract:
 
 def without_tail(update: Update) -> str:
     """An update's text without what it says of the newest 250 ms: by its words' ends where it has them, else the share
-    of the open text that they are of the open audio. Cut at words (characters where they are not spaced)."""
+    of the open text that they are of the open audio. Cut at words (characters where they are not spaced), and where the
+    system holds back."""
     closed, open_text = update.text[: update.open_from], update.text[update.open_from :]
     limit_s = update.heard_s - TAIL_S
     if update.word_ends_s:
@@ -85,7 +94,7 @@ def without_tail(update: Update) -> str:
         end = int(len(open_text) * max(0.0, 1 - TAIL_S / open_s)) if open_s > 0 else 0
         if " " in open_text.strip() and end < len(open_text):
             end = open_text.rfind(" ", 0, end + 1)
-    return (closed + open_text[: max(end, 0)]).rstrip()
+    return (closed + open_text[: max(end, 0)])[: update.held_from].rstrip()
 
 
 def _end_of_word(text: str, count: int) -> int:
@@ -130,14 +139,19 @@ def spoken_words(sentences: Sequence[dict[str, object]]) -> list[SpokenWord]:
 def latencies(published: Sequence[Published], spoken: Sequence[SpokenWord]) -> list[float]:
     """Seconds from the end of a word to its publication, of published words that the reference has in this place."""
     said: list[tuple[str, float]] = []
-    text = ""
+    last = ""  # the word that the next part may go on
     for part in published:
-        before = len(tokens(text))
-        text += part.text
-        said += [(word, part.at_s) for word in tokens(text)[before:]]
-    matcher = SequenceMatcher(None, [word for word, _ in said], [word.word for word in spoken], autojunk=False)
+        text = last + part.text
+        said += [(word, part.at_s) for word in tokens(text)[len(tokens(last)) :]]
+        last = text[text.rfind(" ") + 1 :][-_LONGEST_WORD:]
+    if not said or not spoken:
+        return []
+    import jiwer
+
+    words = " ".join(word.word for word in spoken), " ".join(word for word, _ in said)
     return [
-        said[block.a + i][1] - spoken[block.b + i].end_s
-        for block in matcher.get_matching_blocks()
-        for i in range(block.size)
+        said[chunk.hyp_start_idx + i][1] - spoken[chunk.ref_start_idx + i].end_s
+        for chunk in jiwer.process_words(*words).alignments[0]
+        if chunk.type == "equal"
+        for i in range(chunk.ref_end_idx - chunk.ref_start_idx)
     ]

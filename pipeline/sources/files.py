@@ -15,6 +15,7 @@ from pipeline.sources.sample import (
     Filler,
     Sample,
     is_hidden,
+    read_sentences,
     read_sidecars,
     suffix_of,
 )
@@ -45,7 +46,8 @@ def plan(infos: Iterable[FileInfo], target_s: float, input_index: int, any_name:
 def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
     for url, num_bytes, suffixes in split.items:
         sidecars = [f"{url.rpartition('.')[0]}.{suffix}" for suffix in suffixes]
-        text, language = read_sidecars((name, storage.read_bytes(name, options)) for name in sidecars)
+        beside = [(name, storage.read_bytes(name, options)) for name in sidecars]
+        text, language = read_sidecars(beside)
         name = redact.names(url)
         yield Sample(
             recording_id=name,
@@ -54,6 +56,7 @@ def samples(split: Split, options: storage.Options) -> Iterator[Sample]:
             open=partial(fetch, url, options),
             text_ref=text,
             language=language,
+            sentences=read_sentences(beside),
         )
 
 

@@ -20,7 +20,7 @@ from pipeline.listing import FileInfo
 from pipeline.redact import printable
 from pipeline.sources.fetch import fetch
 from pipeline.sources.parquet import UNKNOWN_S
-from pipeline.sources.sample import Filler, Sample, UniqueIds, text_or_none
+from pipeline.sources.sample import Filler, Sample, UniqueIds, sentences_of, text_or_none
 from pipeline.units import Split
 
 _MAX_LINES = 5_000
@@ -48,6 +48,7 @@ class Entry:
     duration_s: float | None
     text: str | None
     language: str | None
+    sentences: list[dict[str, Any]]
 
 
 def plan(infos: Iterable[FileInfo], options: storage.Options, target_s: float, input_index: int) -> Iterator[Split]:
@@ -113,6 +114,7 @@ def _samples(url: str, lines: Iterable[_Line], options: storage.Options) -> Iter
             language=entry.language,
             offset_s=entry.offset_s,
             duration_s=entry.duration_s,
+            sentences=entry.sentences,
         )
 
 
@@ -153,6 +155,7 @@ def _parse(text: bytes) -> Entry:
         _seconds(fields, "duration"),
         text_or_none(fields.get("text")),
         language,
+        sentences_of(fields),
     )
 
 

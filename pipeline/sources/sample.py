@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from pipeline.redact import printable
@@ -37,6 +38,7 @@ class Sample:
     `<parquet>#<row>`). `estimated_s` decides which unit it falls in and depends on names and sizes alone. `open` gives
     its bytes as a local seekable file, and is valid until the source is asked for the next sample. `place` is where
     they lie in a tar, first and number, if they lie there as they are. `error` says why there is nothing to open.
+    `sentences` are the reference's, with `text`, `offset` and `duration`, where a JSON sidecar or manifest has them.
     """
 
     recording_id: str
@@ -49,6 +51,7 @@ class Sample:
     duration_s: float | None = None
     place: tuple[int, int] | None = None
     error: str | None = None
+    sentences: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("recording_id", "audio_filepath", "text_ref", "language", "error"):
@@ -114,6 +117,27 @@ def read_sidecars(sidecars: Iterable[tuple[str, bytes]]) -> tuple[str | None, st
             text = next((fields[key] for key in _TEXT_KEYS if isinstance(fields.get(key), str)), text)
             language = next((fields[key] for key in _LANGUAGE_KEYS if isinstance(fields.get(key), str)), language)
     return text, language
+
+
+def read_sentences(sidecars: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:
+    """The sentences of a JSON sidecar; none where it has none, or they lack a text or a time."""
+    for name, content in sidecars:
+        if suffix_of(name) == "json" and b'"sentences"' in content:
+            return sentences_of(_json_object(name, content.decode("utf-8-sig", errors="replace")))
+    return []
+
+
+def sentences_of(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those under `sentences`, if each has its `text`, `offset` and `duration`."""
+    found = fields.get("sentences")
+    return found if isinstance(found, list) and all(map(_is_sentence, found)) else []
+
+
+def _is_sentence(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        return False
+    times = value.get("offset"), value.get("duration")
+    return all(isinstance(time, int | float) and math.isfinite(time) and time >= 0 for time in times)
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

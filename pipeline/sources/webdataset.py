@@ -24,6 +24,7 @@ from pipeline.sources.sample import (
     Sample,
     UniqueIds,
     is_hidden,
+    read_sentences,
     read_sidecars,
     suffix_of,
 )
@@ -131,7 +132,8 @@ def _key_samples(url: str, key: str, members: list[_Member], ids: UniqueIds) -> 
         # names with dots share a key ("talk.v1.0001.wav"): a sidecar of the very same stem goes first
         stem = member.name.rpartition(".")[0]
         own = [m for m in others if m.name.rpartition(".")[0] == stem] or others
-        text, language = read_sidecars((m.name, m.open().read()) for m in own if m.open)
+        beside = [(m.name, m.open().read()) for m in own if m.open]
+        text, language = read_sidecars(beside)
         yield Sample(
             recording_id=ids.claim(name),
             audio_filepath=name,
@@ -141,6 +143,7 @@ def _key_samples(url: str, key: str, members: list[_Member], ids: UniqueIds) -> 
             language=language,
             place=None if member.start is None else (member.start, member.num_bytes),
             error=member.error,
+            sentences=read_sentences(beside),
         )
 
 
