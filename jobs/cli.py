@@ -352,7 +352,6 @@ def family_tower(
     work: Annotated[
         Path, typer.Option("--work", help="Where speech, labels and the tower go; `tables` can share it.")
     ] = Path("build/tables"),
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training.")] = 3000,
     install: Annotated[bool, typer.Option("--install", help="Replace the tower of this package.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -361,7 +360,7 @@ def family_tower(
     with mistakes_in_one_line(console, debug):
         from jobs import family_tower as job
 
-        job.run(fsdd, work, steps, install, console)
+        job.run(fsdd, work, install, console)
 
 
 @app.command(epilog=EXAMPLES + "shardscribe tables --fsdd data/fsdd --work build/tables")

@@ -114,7 +114,6 @@ def _create(
 def _causal(name: str, engine: EngineConfig, spoken: Sequence[str]) -> StreamingSystem:
     from pipeline.engine.causal.load import load_causal
     from pipeline.engine.causal.tower_file import untrained
-
     from pipeline.evaluate.streaming_systems import CausalSystem
 
     causal = load_causal(engine)

@@ -1,4 +1,7 @@
-"""`shardscribe family-tower`: the embedded causal tower, from speech without texts to the file that is shipped."""
+"""`shardscribe family-tower`: the embedded causal tower, from speech without texts to the file that is shipped.
+
+It learns from audio alone first, and then from its teacher's labels, too.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ INSTALLED = EMBEDDED_FOLDER / "tower"
 FILES = ("model.safetensors", "README.md", "training.json")
 
 
-def run(fsdd: Path, work: Path, steps: int, install: bool, console: Console) -> None:
+def run(fsdd: Path, work: Path, install: bool, console: Console) -> None:
     """Stage by stage; what a former run finished in `work` stays. `install` copies the tower over the one that comes
     with the package. Raises ConfigError when `fsdd` holds no digit shards."""
     if not any(fsdd.glob("*.tar")):
@@ -26,28 +29,36 @@ def run(fsdd: Path, work: Path, steps: int, install: bool, console: Console) -> 
     console.print("speaking without texts")
     folders = write_unlabeled(work, fsdd)
     labels = {part: _label(folder, work / "labels" / part, console) for part, folder in folders.items()}
-    output = work / "tower"
-    options = {
+    shared = {
         "model": STUDENT,
-        "output": str(output),
         "speech": {"sources": [labels["train"]]},
         "heldout": {"sources": [labels["dev"]], "samples_per_language": 40},
-        "steps": steps,
         "learning_rate": 5e-4,
-        "warmup_steps": 100,
         "batch_audio_s": 60,
-        "evaluate_every": 250,
-        "save_every": 250,
-        "best_by": "loss",
         "log_every": 25,
     }
-    distill_tower.run(validate(TowerConfig, options, "family-tower"), console)
+    stages = {
+        "tower": {"steps": 3000, "warmup_steps": 100, "evaluate_every": 250, "save_every": 250, "best_by": "loss"},
+        "tower-text": {
+            "tower": str(work / "tower" / "model"),
+            "text_weight": 4.0,
+            "steps": 2000,
+            "warmup_steps": 50,
+            "evaluate_every": 200,
+            "save_every": 200,
+            "ray": {"workers": 2},
+        },
+    }
+    for name, options in stages.items():
+        given = shared | options | {"output": str(work / name)}
+        distill_tower.run(validate(TowerConfig, given, "family-tower"), console)
     if install:
         shutil.rmtree(INSTALLED, ignore_errors=True)
         INSTALLED.mkdir()
         for name in FILES:
-            shutil.copy(output / "model" / name, INSTALLED / name)
-        shutil.copy(output / "training.jsonl", INSTALLED / "training.jsonl")
+            shutil.copy(work / "tower-text" / "model" / name, INSTALLED / name)
+        for name in stages:
+            shutil.copy(work / name / "training.jsonl", INSTALLED / f"{name}.jsonl")
         console.print(f"installed in {INSTALLED}", highlight=False)
 
 

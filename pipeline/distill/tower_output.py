@@ -25,15 +25,19 @@ def card(facts: Facts) -> str:
     """Markdown, from what training.json holds."""
     config = facts["config"]
     blocks = " and ".join(f"{frames / 100:g} s" for frames in sorted(config["block_frames"]))
-    table = heldout_table(facts, {"loss": "loss", "mse": "squared error", "cosine": "1 - cosine"})
+    titles = {"loss": "loss", "mse": "squared error", "cosine": "1 - cosine", "text": "cross-entropy"}
+    table = heldout_table(facts, titles)
+    weight, begun = config["text_weight"], config["tower"]
+    text = f" + {weight:g} cross-entropy of the model's decoder with the texts" if weight else ""
+    begin = f", from the causal tower that a former training left in `{redact.names(begun)}`" if begun else ""
     return f"""# A causal audio tower for {facts["model"]}
 
 {facts["num_weights"]:,} weights in place of the audio tower of `{facts["model"]}` at `{facts["model_revision"]}`,
-distilled from it: blocks of {blocks}, {config["left_steps"]} steps of left context, {config["steps"]} steps of
+distilled from it{begin}: blocks of {blocks}, {config["left_steps"]} steps of left context, {config["steps"]} steps of
 {config["accumulate"]} x {config["ray"]["workers"]} batches of {config["batch_audio_s"]:g} s, squared error +
-{config["cosine_weight"]:g} (1 - cosine), AdamW at {config["learning_rate"]:g} with a cosine, seed {config["seed"]}.
-Of the examples {100 * config["offset_share"]:g} % began at a position of up to {config["max_offset"]:,}, drawn evenly
-in its logarithm.
+{config["cosine_weight"]:g} (1 - cosine){text}, AdamW at
+{config["learning_rate"]:g} with a cosine, seed {config["seed"]}. Of the examples {100 * config["offset_share"]:g} % began
+at a position of up to {config["max_offset"]:,}, drawn evenly in its logarithm.
 
 Speech: {speech_text(facts)}.
 

@@ -14,15 +14,21 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from pipeline.config import ConfigError, EngineConfig, validate
 from pipeline.distill import state as states
+from pipeline.distill.audio import Loader
+from pipeline.distill.collate import NO_LOSS, collate
 from pipeline.distill.config import SpeechConfig, TowerConfig
 from pipeline.distill.examples import read_examples
+from pipeline.distill.forward import Listener
 from pipeline.distill.log import entries
 from pipeline.distill.loop import Loop
+from pipeline.distill.quantize import load
 from pipeline.distill.tower import TOWER_FILE, CausalTower, TowerReader, nearest_offline, train
+from pipeline.distill.tower_text import TextLoss
 from pipeline.distill.worker import Worker
 from pipeline.engine.causal.weights import load_tower
-from pipeline.engine.checkpoint import CheckpointError
+from pipeline.engine.checkpoint import CheckpointError, resolve
 from pipeline.engine.model import load_model
+from pipeline.engine.windowed import encode
 from tests.distill.sources import write_manifest
 
 CPU = torch.device("cpu")
@@ -89,6 +95,46 @@ def test_only_the_causal_tower_learns_and_it_comes_nearer(manifest: str, tmp_pat
     assert first["error_rate"] < 0.3, "its decoder understands the untrained one, too"
     state = states.newest(tmp_path / "state")
     assert state is not None and all(not torch.equal(state.weights[f"tower.{name}"], offline[name]) for name in offline)
+
+
+def test_texts_are_learned_through_a_decoder_that_stands_still(manifest: str, tmp_path: Path) -> None:
+    """From the tower that a training left, whose held-out loss is the first one here."""
+    config = configured("embedded/student", manifest, tmp_path / "a", steps=10, evaluate_every=10, learning_rate=3e-4)
+    logs = {}
+    for name, options in (("a", {}), ("b", {"tower": str(tmp_path / "a" / "best"), "text_weight": 4.0})):
+        (tmp_path / name).mkdir()
+        changed = validate(TowerConfig, config.model_dump() | options | {"output": str(tmp_path / name)}, "test")
+        if name == "b":
+            (folder,) = (tmp_path / "a" / "best").iterdir()
+            changed = changed.model_copy(update={"tower": str(folder)})
+        task = CausalTower(changed, ALONE, torch.float32)
+        before = None if task._text is None else task._text._model.norm.weight.clone()
+        loop = Loop(changed, task, ALONE, torch.float32)
+        loop.run()
+        loop.close()
+        logs[name] = [entry for entry in entries(tmp_path / name / "training.jsonl") if entry["kind"] == "heldout"]
+    assert task._text is not None and before is not None
+    assert torch.equal(task._text._model.norm.weight, before) and task._text._model.norm.weight.grad is None
+    best = min(logs["a"], key=lambda entry: entry["error_rate"])
+    first, last = logs["b"]
+    assert first["mse"] == pytest.approx(best["mse"], rel=5e-3) and "text" not in best
+    assert last["text"] < 0.8 * first["text"]
+
+
+def test_the_cross_entropy_of_texts_is_that_of_the_model_itself(manifest: str, tmp_path: Path) -> None:
+    """Given the embeddings of its own tower."""
+    wrapper = load(resolve("embedded/student"), CPU)
+    examples = [Loader({}).load(ref) for ref in read_examples([manifest], {})[:5]]
+    batch = collate(examples, wrapper.processor)
+    with torch.no_grad():
+        logits = Listener(wrapper.model.float().thinker)(batch)
+        labels = batch["labels"][:, 1:]
+        want = torch.nn.functional.cross_entropy(logits, labels[labels != NO_LOSS])
+        num_frames = batch["feature_attention_mask"].sum(1)
+        heard, num_tokens = encode(wrapper.model.thinker.audio_tower, batch["input_features"], num_frames)
+        loss = TextLoss(wrapper, torch.float32)
+        got = loss(heard, num_tokens.tolist(), [example.ref for example in examples])
+    assert float(got) == pytest.approx(float(want), rel=1e-4)
 
 
 def test_it_goes_on_with_the_same_curve(
