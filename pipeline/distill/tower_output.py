@@ -36,8 +36,9 @@ def card(facts: Facts) -> str:
 distilled from it{begin}: blocks of {blocks}, {config["left_steps"]} steps of left context, {config["steps"]} steps of
 {config["accumulate"]} x {config["ray"]["workers"]} batches of {config["batch_audio_s"]:g} s, squared error +
 {config["cosine_weight"]:g} (1 - cosine){text}, AdamW at
-{config["learning_rate"]:g} with a cosine, seed {config["seed"]}. Of the examples {100 * config["offset_share"]:g} % began
-at a position of up to {config["max_offset"]:,}, drawn evenly in its logarithm.
+{config["learning_rate"]:g} with a cosine, seed {config["seed"]}.
+Of the examples {100 * config["offset_share"]:g} % began at a position of up to {config["max_offset"]:,}, drawn evenly
+in its logarithm.
 
 Speech: {speech_text(facts)}.
 
