@@ -18,7 +18,7 @@ from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
 STUDENT, TEACHER = "embedded/student", "embedded/teacher"
 INSTALLED = EMBEDDED_FOLDER / "tower"
-FILES = ("model.safetensors", "README.md", "training.json")
+FILES = ("model.safetensors", "README.md")
 
 
 def run(fsdd: Path, work: Path, install: bool, console: Console) -> None:

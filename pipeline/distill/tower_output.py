@@ -29,7 +29,8 @@ def card(facts: Facts) -> str:
     table = heldout_table(facts, titles)
     weight, begun = config["text_weight"], config["tower"]
     text = f" + {weight:g} cross-entropy of the model's decoder with the texts" if weight else ""
-    begin = f", from the causal tower that a former training left in `{redact.names(begun)}`" if begun else ""
+    name = "/".join(Path(redact.names(begun)).parts[-2:]) if begun else ""
+    begin = f", beginning with the causal tower `{name}`" if begun else ""
     return f"""# A causal audio tower for {facts["model"]}
 
 {facts["num_weights"]:,} weights in place of the audio tower of `{facts["model"]}` at `{facts["model_revision"]}`,

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config import TranscribeConfig
 from pipeline.embedded.evaluation import HELDOUT_FOLDER
+from pipeline.languages import language_name
 from pipeline.read import read_units
 from pipeline.sources.plan import plan
 from pipeline.units import Done
@@ -18,6 +19,7 @@ from pipeline.units import Done
 class Recording:
     pcm: np.ndarray
     text: str
+    language: str = ""
 
 
 @cache
@@ -25,7 +27,7 @@ def heldout(name: str) -> list[Recording]:
     """All of a set ("english", "vietnamese", "chinese", "digits", "windows")."""
     config = TranscribeConfig.model_validate({"inputs": [f"{HELDOUT_FOLDER}/{name}.tar"], "output": "unused"})
     return [
-        Recording(np.array(each.pcm), each.text_ref or "")
+        Recording(np.array(each.pcm), each.text_ref or "", language_name(each.language or ""))
         for split in plan(config.inputs, {}, config.units.target_s)
         for unit in read_units(split, Done(), config)
         for each in unit.recordings

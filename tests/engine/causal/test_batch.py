@@ -276,6 +276,25 @@ def test_nan_logits_fail_their_stream_by_name(
             assert_same([got], [want])
 
 
+def test_clipped_and_constant_audio_is_heard_and_harms_nobody(
+    loaded: LoadedModel, clips: list[np.ndarray], expected: list[list[Update]]
+) -> None:
+    """At full scale, as a broken line gives it, and with gaps of nothing."""
+    size = 5 * 16_000
+    odd = [
+        np.full(size, 32767, np.int16),
+        np.full(size, -32768, np.int16),
+        np.where(np.arange(size) % 80 < 40, 32767, -32768).astype(np.int16),
+        np.where(np.arange(size) // 8000 % 2, noise(5.0, 77), 0).astype(np.int16),
+        np.eye(1, size, 100, dtype=np.int16)[0] * 32767,
+    ]
+    said = transcribed(StreamBatch(loaded, SETTINGS), [*odd, *clips[:5]])
+    for updates in said[: len(odd)]:
+        assert updates[-1].is_last and not any(update.error for update in updates)
+        assert updates[-1].heard_s == pytest.approx(5.0, abs=0.08)
+    assert_same(said[len(odd) :], expected[:5])
+
+
 def test_thousands_that_end_at_once(loaded: LoadedModel) -> None:
     batch = StreamBatch(loaded, replace(SETTINGS, slots=64, batch=64, max_new_tokens=3))
     pcm, streams = noise(0.5, 3), []
