@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+import s3fs
 import soundfile
 import yaml
 from typer.testing import CliRunner
@@ -439,3 +440,43 @@ def test_the_command(tiny_checkpoint: Path, engine: CausalEngine, tmp_path: Path
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0 and "1 streams open" in errors and "stopped" in errors
     assert not objects(config) and list((tmp_path / "out" / "streams").glob("*.json"))
+
+
+def test_objects_that_arrive_under_a_prefix(
+    tiny_checkpoint: Path, engine: CausalEngine, tmp_path: Path, s3_options: dict[str, dict[str, Any]]
+) -> None:
+    """Input and output in a bucket, the state in a local folder; one arrives while others are heard."""
+    s3 = s3fs.S3FileSystem(**s3_options["s3"])
+    s3.mkdir("follow")
+    clips = {"a.wav": noise(9.0, 40), "b.flac": noise(4.0, 41), "late.wav": noise(5.0, 42)}
+    for name, pcm in clips.items():
+        write_wav(tmp_path / name, pcm)
+    for name in ("a.wav", "b.flac"):
+        s3.put(str(tmp_path / name), f"follow/in/{name}")
+    storage = {"options": s3_options}
+    config = config_of(
+        tiny_checkpoint,
+        tmp_path,
+        inputs=["s3://follow/in/*.wav", "s3://follow/in/*.flac"],
+        output="s3://follow/out",
+        state=str(tmp_path / "state"),
+        storage=storage,
+    )
+    (tmp_path / "state").mkdir()
+    output = Output(config.output, config.storage.access)
+    follower = Follower(config, engine, output, "run", lambda segment: None)
+    stop, ended = threading.Event(), time.monotonic() + TIMEOUT_S
+
+    def look(counts: Any) -> None:
+        if counts.done == 2 and not s3.exists("follow/in/late.wav"):
+            s3.put(str(tmp_path / "late.wav"), "follow/in/late.wav")
+        if counts.done == 3 or time.monotonic() > ended:
+            stop.set()
+
+    follower.run(stop, progress=look)
+    table = ds.dataset("follow/out/transcripts", format="parquet", filesystem=s3).to_table()
+    found = sorted(table.to_pylist(), key=lambda row: (row["recording_id"], row["offset"]))
+    for name, pcm in clips.items():
+        mine = [row for row in found if row["recording_id"] == f"s3://follow/in/{name}"]
+        assert_heard(mine, expected(engine, pcm))
+    assert not list((tmp_path / "state").glob("*.json"))
