@@ -41,11 +41,12 @@ def run(fsdd: Path, work: Path, install: bool, console: Console) -> None:
         "tower": {"steps": 3000, "warmup_steps": 100, "evaluate_every": 250, "save_every": 250, "best_by": "loss"},
         "tower-text": {
             "tower": str(work / "tower" / "model"),
-            "text_weight": 4.0,
-            "steps": 2000,
-            "warmup_steps": 50,
-            "evaluate_every": 200,
-            "save_every": 200,
+            "text_weight": 1.0,
+            "learning_rate": 3e-4,
+            "steps": 500,
+            "warmup_steps": 20,
+            "evaluate_every": 100,
+            "save_every": 100,
             "ray": {"workers": 2},
         },
     }

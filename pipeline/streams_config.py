@@ -8,6 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.section import Section
 
+_SHORTEST_S = {"sentence": 7.0, "mark": 12.0, "fixed": 7.0}
+
 
 class StreamsConfig(Section):
     block_frames: int = Field(192, ge=8, multiple_of=8)  # of 10 ms, heard at once; the towers know 96, too
@@ -18,7 +20,7 @@ class StreamsConfig(Section):
     # a segment ends between min_s and max_s: at the pause behind a sentence; mark: where its hypothesis ends with a
     # sentence's mark, as the published runtime has it; fixed: at max_s
     roll: Literal["sentence", "mark", "fixed"] = "sentence"
-    min_s: float = Field(12.0, gt=0)
+    min_s: float | None = Field(None, gt=0)  # null: 7, under mark 12, as the published runtime has it
     max_s: float = Field(16.0, gt=0, le=120)
     repetition_penalty: float = Field(1.15, ge=1)
     no_repeat_ngram: int = Field(3, ge=0)  # 0: any may come again
@@ -28,10 +30,15 @@ class StreamsConfig(Section):
     max_waiting_s: float = Field(60.0, gt=0)  # audio of a stream that was not heard yet
     park_after_s: float = Field(6.0, ge=0)  # a stream without audio for so long gives its slot to one that waits
 
+    @property
+    def shortest_s(self) -> float:
+        """Of a segment."""
+        return self.min_s if self.min_s is not None else _SHORTEST_S[self.roll]
+
     @model_validator(mode="after")
     def _fits(self) -> StreamsConfig:
-        if self.min_s > self.max_s:
-            raise ValueError(f"min_s ({self.min_s}) must be at most max_s ({self.max_s})")
+        if self.shortest_s > self.max_s:
+            raise ValueError(f"min_s ({self.shortest_s}) must be at most max_s ({self.max_s})")
         if self.max_s < self.block_frames / 100:
             raise ValueError(f"max_s ({self.max_s}) must hold a block, which is {self.block_frames / 100} s")
         if self.left_steps < self.block_frames // 8:

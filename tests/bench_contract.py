@@ -63,6 +63,8 @@ def recordings(folder: Path, minutes: float, languages: Sequence[str], generated
 
 
 def causal(options: Options, tower: str, **streams: Any) -> Causal:
+    """Without penalties, as upstream's windowed re-compute: the embedded model has few tokens, which come again."""
+    streams = {"repetition_penalty": 1.0, "no_repeat_ngram": 0} | streams
     engine = {"name": "causal", "model": options.model, "tower": tower, "threads": 1, "untrained_languages": True}
     return load_causal(EngineConfig.model_validate(engine | {"streams": streams}))
 

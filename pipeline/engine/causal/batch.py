@@ -249,7 +249,8 @@ class StreamBatch:
         """A hypothesis is whole."""
         segment = stream.segment
         segment.language, segment.text, segment.text_raw = self._prompts.said(segment.draft)
-        segment.num_heard, segment.heard_peak = segment.num_frames, segment.loudest
+        segment.num_before, segment.num_heard = segment.num_heard, segment.num_frames
+        segment.heard_peak = segment.loudest
         stream.furthest = max(stream.furthest, stream.num_heard)
         stream.alone = False
         self._slots.touch(stream)
@@ -265,14 +266,16 @@ class StreamBatch:
             self._update(stream, text, tail, segment.text)
 
     def _cut_of(self, stream: Stream, language: str | None) -> Cut | None:
-        """Where the open segment ends, within what was heard of it; None where it goes on."""
+        """Where the open segment ends, within what was heard of it; None where it goes on. It is looked for in what the
+        hypothesis before had heard, and said as this one does: beyond, a model often goes on by itself."""
         segment, roll = stream.segment, self._settings.roll
-        if roll.at != "sentence" or stream.num_heard_steps < roll.min_steps or not segment.text:
+        if roll.at != "sentence" or segment.num_before < roll.min_steps * FRAMES_PER_STEP:
             return None
-        pcm = stream.audio.samples(segment.first_frame, segment.num_heard)
+        pcm = stream.audio.samples(segment.first_frame, segment.num_before)
+        text = segment.committer.confirmed(segment.text)
         is_last_chance = roll.ends_before(stream.num_heard_steps, self._settings.geometry.block_steps)
         num_published = len(segment.committer.published)
-        return find_cut(segment.text, language, pcm, roll.min_steps, num_published, is_last_chance)
+        return find_cut(text, language, pcm, roll.min_steps, num_published, is_last_chance)
 
     def _cut(self, stream: Stream, cut: Cut) -> None:
         """The open segment ends there; what is left of its audio and text is the next one's."""

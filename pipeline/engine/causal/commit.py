@@ -55,6 +55,11 @@ class Committer:
         """Units, in order."""
         return list(self._published)
 
+    def confirmed(self, hypothesis: str) -> str:
+        """What the last hypothesis and this one, which has not been taken yet, both begin with."""
+        found = units(hypothesis)
+        return "".join(found[: num_common(self._last, found)])
+
     def take(self, hypothesis: str) -> list[str]:
         """The units that the next hypothesis publishes."""
         found, before = units(hypothesis), self._last

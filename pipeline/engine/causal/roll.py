@@ -3,8 +3,9 @@
 Encoder and decoder begin anew with every segment, so that compute and memory do not grow with a stream's age. The
 figures are qwen3_asr_causal's (asr.py, streamer.py: `SegmentedCachedFullHypothesisStreamer`), and so is the rule
 "mark": a segment ends where its hypothesis does, if that ends with a sentence's mark. A model writes such a mark behind
-nearly anything that it has heard so far; the rule "sentence" looks for a sentence that more follows or silence, and
-ends the segment at the pause behind it. What was heard beyond that pause, and is not out yet, is heard again.
+nearly anything that it has heard so far, and often a sentence that nobody has said yet. The rule "sentence" looks for
+the end of a sentence that two hypotheses agree on, and ends the segment at the pause behind it; what was heard beyond,
+and is not out yet, is heard again. On the embedded long recording that is 5.6 % WER where "mark" has over 20 %.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class RollPolicy:
     """A segment ends between `min_s` and `max_s`, which the end of a stream may leave: at "sentence" or "mark" as
     above, or "fixed" before the block that would make it longer than `max_s`; there it ends in any case."""
 
-    min_s: float = 12.0
+    min_s: float = 7.0
     max_s: float = 16.0
     at: Literal["sentence", "mark", "fixed"] = "sentence"
 

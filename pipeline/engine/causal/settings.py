@@ -46,7 +46,7 @@ def settings_of(config: EngineConfig) -> Settings:
     return Settings(
         geometry=Geometry(streams.block_frames, streams.left_steps),
         commit=CommitPolicy(streams.hold_back, streams.stable_iterations),
-        roll=RollPolicy(streams.min_s, streams.max_s, streams.roll),
+        roll=RollPolicy(streams.shortest_s, streams.max_s, streams.roll),
         repetition_penalty=streams.repetition_penalty,
         no_repeat_ngram=streams.no_repeat_ngram,
         max_new_tokens=streams.max_new_tokens,

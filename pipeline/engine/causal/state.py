@@ -98,7 +98,8 @@ class Prompt:
 @dataclass(slots=True)
 class OpenSegment:
     """`first_frame` of the stream; of its frames `num_frames` are encoded in a slot, and `num_heard` have a hypothesis:
-    more than are encoded where the slot was lost, and those are encoded again without decoding.
+    more than are encoded where the slot was lost, and those are encoded again without decoding. The hypothesis before
+    that one had heard `num_before`.
 
     The loudest log-mel power is `peak` before it, `loudest` up to `num_frames`, `heard_peak` up to `num_heard`.
     `embeddings` the decoder has not been given yet, of `num_cached` positions it holds keys and values.
@@ -110,6 +111,7 @@ class OpenSegment:
     published_s: list[float] = field(default_factory=list)
     num_frames: int = 0
     num_heard: int = 0
+    num_before: int = 0
     loudest: float = -math.inf
     heard_peak: float = -math.inf
     embeddings: list[Tensor] = field(default_factory=list)

@@ -79,7 +79,7 @@ def test_committed_text_is_that_of_the_runtime(
     pcm, events = cut(joined(name, 80, first).pcm), list[dict[str, Any]]()
     theirs = transcribe(runtime(STUDENT, tmp_path, language=code), pcm, True, events.append)
     (updates,) = transcribed(
-        StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(at="mark"))), [pcm], language
+        StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(12.0, at="mark"))), [pcm], language
     )
     check_hypotheses(updates, events)
     assert by_number(updates).split() == theirs.split()
@@ -134,7 +134,7 @@ def test_recordings_of_fourteen_to_thirty_seconds_are_those_of_the_runtime(loade
     """All in one batch here, one by one there."""
     asr = runtime(STUDENT, tmp_path)
     clips = [cut(each.pcm) for each in heldout("windows")[:6]]
-    said = transcribed(StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(at="mark"))), clips)
+    said = transcribed(StreamBatch(loaded, Settings(max_waiting_s=AHEAD_S, roll=RollPolicy(12.0, at="mark"))), clips)
     for pcm, updates in zip(clips, said, strict=True):
         events: list[dict[str, Any]] = []
         transcribe(asr, pcm, True, events.append)
