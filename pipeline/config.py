@@ -219,6 +219,9 @@ class TranscribeConfig(Section):
             include={"audio", "units", "segmentation", "engine", "agree_with", "labels"},
             exclude={"engine": _WITHOUT_SPEED, "agree_with": _WITHOUT_SPEED},
         )
+        for engine in (data["engine"], data["agree_with"]):
+            if engine is not None and engine["name"] != "causal":
+                del engine["streams"], engine["untrained_languages"]
         return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @model_validator(mode="after")

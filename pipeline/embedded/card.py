@@ -49,6 +49,9 @@ grammars and spoken digits, and nothing else: for real speech set `engine.model:
 |---|---|---|---|---|
 {chr(10).join(shapes)}
 
+`embedded/tower` is a causal audio tower for the student; [its card](tower/README.md); made by
+`shardscribe family-tower`.
+
 ## Held-out error
 
 Substitutions, deletions and insertions over the reference's words (WER; characters for Chinese, CER), language
