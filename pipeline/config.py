@@ -132,7 +132,7 @@ class EngineConfig(Section):
         if self.aligner is not None:
             raise ValueError("aligner: engine.name: causal writes no word times; segments have their own times")
         if self.top_logprobs:
-            raise ValueError("top_logprobs: engine.name: causal has none; label with offline")
+            raise ValueError("engine.name: causal has no top_logprobs; label with offline")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 from jobs.cli import app
 from pipeline.config import TranscribeConfig, load_config
 from pipeline.distill.config import DistillConfig, QuantizeConfig, SamplesConfig, TowerConfig, TrainingConfig
+from pipeline.follow.config import FollowConfig
 from tests.conftest import make_config, write_tar
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +98,8 @@ def test_transcribe_then_status(conf: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_are_valid(path: Path) -> None:
-    models = {"quantize": QuantizeConfig, "distill": DistillConfig, "distill-tower": TowerConfig}
+    models: dict[str, Any] = {"quantize": QuantizeConfig, "distill": DistillConfig, "distill-tower": TowerConfig}
+    models["follow"] = FollowConfig
     load_config(models.get(path.stem, TranscribeConfig), path)
 
 

@@ -133,7 +133,7 @@ def test_the_command_writes_a_table_and_all_figures(tiny_checkpoint: Path, tmp_p
     first, second, *_, offline = found["recordings"]
     assert first["talk"].endswith("0.wav") and first["audio_s"] == 5.0 and first["minutes"][0]["flops"] > 0
     assert second["latency_s"] is None and second["num_words_timed"] == 0 and offline["latency_s"] is None
-    assert found["machine"]["versions"]["torch"] and found["systems"]["causal"]["settings"]["roll"]["min_s"] == 12.0
+    assert found["machine"]["versions"]["torch"] and found["systems"]["causal"]["settings"]["roll"]["min_s"] == 7.0
     lines = (tmp_path / "out" / "streaming.md").read_text().splitlines()
     assert len(lines) == 6 and lines[2].startswith("| causal | English | WER ")
 

@@ -147,9 +147,8 @@ def test_a_bug_breaks_the_engine_and_everybody_hears_of_it(
         raise TypeError("ours")
 
     monkeypatch.setattr(StreamBatch, "turn", broken)
-    future = engine.submit([segment(2.0)])
-    with pytest.raises(EngineError, match="TypeError: ours"):
-        future.result(TIMEOUT_S)
+    with pytest.raises(EngineError, match="TypeError: ours"):  # at once, where the thread turns before it is asked
+        engine.submit([segment(2.0)]).result(TIMEOUT_S)
     engine.close()
     assert said[-1].error is not None and said[-1].error.code == "engine_error"
     with pytest.raises(StreamError, match="ended"):

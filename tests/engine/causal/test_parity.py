@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import regex
 
-from pipeline.engine.causal import commit
+from pipeline import text
 from pipeline.engine.causal.batch import StreamBatch
 from pipeline.engine.causal.roll import RollPolicy
 from pipeline.engine.causal.settings import Settings
@@ -38,7 +38,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(autouse=True)
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upstream commits by words in every script."""
-    monkeypatch.setattr(commit, "_UNIT", regex.compile(r"\s*\S+"))
+    monkeypatch.setattr(text, "_UNIT", regex.compile(r"\s*\S+"))
 
 
 def cut(pcm: np.ndarray, block_frames: int = 192) -> np.ndarray:
