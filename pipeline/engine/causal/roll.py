@@ -5,7 +5,8 @@ figures are qwen3_asr_causal's (asr.py, streamer.py: `SegmentedCachedFullHypothe
 "mark": a segment ends where its hypothesis does, if that ends with a sentence's mark. A model writes such a mark behind
 nearly anything that it has heard so far, and often a sentence that nobody has said yet. The rule "sentence" looks for
 the end of a sentence that two hypotheses agree on, and ends the segment at the pause behind it; what was heard beyond,
-and is not out yet, is heard again. On the embedded long recording that is 5.6 % WER where "mark" has over 20 %.
+and is not out yet, is heard again. On half an hour of generated talk that is 8.2, 7.1 and 5.9 % of errors in English,
+Vietnamese and Chinese, where "mark" has 17.7, 15.2 and 16.7 (tests/bench_contract.py).
 """
 
 from __future__ import annotations
