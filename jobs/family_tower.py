@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jobs import distill_tower, transcribe
-from pipeline.config import ConfigError, PseudolabelConfig, validate
+from jobs import distill_tower
+from jobs.tables import label
+from pipeline.config import ConfigError, validate
 from pipeline.distill.config import TowerConfig
 from pipeline.embedded.unlabeled import write_unlabeled
 from pipeline.engine.checkpoint import EMBEDDED_FOLDER
 
-STUDENT, TEACHER = "embedded/student", "embedded/teacher"
+STUDENT = "embedded/student"
 INSTALLED = EMBEDDED_FOLDER / "tower"
 FILES = ("model.safetensors", "README.md")
 
@@ -28,7 +29,7 @@ def run(fsdd: Path, work: Path, install: bool, console: Console) -> None:
         raise ConfigError(f"{fsdd} holds no .tar shards of spoken digits, which the family's speech is mixed with")
     console.print("speaking without texts")
     folders = write_unlabeled(work, fsdd)
-    labels = {part: _label(folder, work / "labels" / part, console) for part, folder in folders.items()}
+    labels = {part: label(folder, work / "labels" / part, console) for part, folder in folders.items()}
     shared = {
         "model": STUDENT,
         "speech": {"sources": [labels["train"]]},
@@ -61,15 +62,3 @@ def run(fsdd: Path, work: Path, install: bool, console: Console) -> None:
         for name in stages:
             shutil.copy(work / name / "training.jsonl", INSTALLED / f"{name}.jsonl")
         console.print(f"installed in {INSTALLED}", highlight=False)
-
-
-def _label(speech: Path, output: Path, console: Console) -> str:
-    """Which of it is speech, and for the held-out part what the teacher hears in it."""
-    options = {
-        "inputs": [str(speech / "*.tar")],
-        "output": str(output),
-        "engine": {"model": TEACHER, "top_logprobs": 16},
-    }
-    if transcribe.run(validate(PseudolabelConfig, options, "family-tower"), console):
-        raise ConfigError(f"{speech} was not labelled as a whole: see above")
-    return str(output)

@@ -6,8 +6,6 @@ import signal
 import threading
 import time
 import types
-import uuid
-from pathlib import Path
 
 from rich.console import Console
 
@@ -15,11 +13,10 @@ from pipeline import redact
 from pipeline.alone import alone_in
 from pipeline.config import ConfigError
 from pipeline.engine.causal.engine import CausalEngine
-from pipeline.engine.causal.tower_file import local_revision
-from pipeline.engine.checkpoint import folder_revision
+from pipeline.engine.causal.tower_file import local_weights
 from pipeline.follow.config import FollowConfig
 from pipeline.follow.follower import Counts, Follower
-from pipeline.output import Output
+from pipeline.output import Output, new_run_id
 from pipeline.progress import duration
 from pipeline.units import TranscribedSegment
 
@@ -35,16 +32,13 @@ def run(config: FollowConfig, until_idle: bool, text: Console, console: Console)
     Raises ConfigError, CheckpointError and StorageError for what cannot be run as configured.
     """
     output = Output(config.output, config.storage.access)
-    engine = config.engine
-    revisions = (folder_revision(engine.model, engine.quantization), local_revision(engine.tower))
-    output.claim(config.job, "+".join(revision for revision in revisions if revision) or None)
-    folder = Path(config.state or Path(output.url) / "streams")
+    output.claim(config.job, local_weights(config.engine))
+    folder = config.state_folder
     folder.mkdir(parents=True, exist_ok=True)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     stop = threading.Event()
     with alone_in(folder, ConfigError, _WAIT_FOR_LOCK_S):
-        streams = CausalEngine(engine)
-        follower = Follower(config, streams, output, run_id, lambda segment: _tell(segment, text))
+        streams = CausalEngine(config.engine)
+        follower = Follower(config, streams, output, new_run_id(), lambda segment: _tell(segment, text))
         before = {number: signal.signal(number, _stopper(stop)) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             console.print(

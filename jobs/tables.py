@@ -28,7 +28,7 @@ def run(fsdd: Path, work: Path, bits: list[int], console: Console) -> None:
     torch.set_num_threads(1)
     console.print("speaking without texts")
     folders = write_unlabeled(work, fsdd)
-    labels = {part: _label(folder, work / "labels" / part, console) for part, folder in folders.items()}
+    labels = {part: label(folder, work / "labels" / part, console) for part, folder in folders.items()}
     systems = [System("teacher", "teacher", 16, None, None), System("student", "student", 16, None, None)]
     for number in bits or BITS:
         systems.append(_quantized("rtn", number, 0, work, labels["train"], console))
@@ -47,13 +47,14 @@ def run(fsdd: Path, work: Path, bits: list[int], console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _label(speech: Path, output: Path, console: Console) -> str:
+def label(speech: Path, output: Path, console: Console) -> str:
+    """Has the teacher write down what it hears in a folder of shards, into `output`, with its likeliest tokens."""
     options = {
         "inputs": [str(speech / "*.tar")],
         "output": str(output),
         "engine": {"model": TEACHER, "top_logprobs": _TOP},
     }
-    if transcribe.run(validate(PseudolabelConfig, options, "tables"), console):
+    if transcribe.run(validate(PseudolabelConfig, options, "label"), console):
         raise ConfigError(f"{speech} was not labelled as a whole: see above")
     return str(output)
 

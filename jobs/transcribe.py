@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,9 +18,8 @@ from rich.console import Console
 from pipeline import calibrate, redact, retry
 from pipeline import output as outputs
 from pipeline.cluster import connected
-from pipeline.config import ConfigError, EngineConfig, TranscribeConfig
-from pipeline.engine.causal.tower_file import local_revision
-from pipeline.engine.checkpoint import folder_revision
+from pipeline.config import ConfigError, TranscribeConfig
+from pipeline.engine.causal.tower_file import local_weights
 from pipeline.output import Output, RunPlan
 from pipeline.progress import Progress, duration
 from pipeline.sources.plan import plan
@@ -106,7 +104,7 @@ def run(config: TranscribeConfig, console: Console) -> int:
     config = calibrated(config, output, console)
     work = plan_work(config, output)
     claim(output, config)
-    run_id = new_run_id()
+    run_id = outputs.new_run_id()
     if work.pending:
         output.write_plan(RunPlan(run_id, time.time(), config.units.target_s, outputs.planned(work.splits)))
         console.print(
@@ -127,17 +125,7 @@ def run(config: TranscribeConfig, console: Console) -> int:
 
 def claim(output: Output, config: TranscribeConfig) -> None:
     second = config.agree_with
-    output.claim(config, _weights_of(config.engine), _weights_of(second) if second is not None else None)
-
-
-def _weights_of(engine: EngineConfig) -> str | None:
-    """Which weights local folders hold: the model's, and those of a causal tower."""
-    revisions = (folder_revision(engine.model, engine.quantization), local_revision(engine.tower))
-    return "+".join(revision for revision in revisions if revision) or None
-
-
-def new_run_id() -> str:
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    output.claim(config, local_weights(config.engine), local_weights(second) if second is not None else None)
 
 
 def calibrated(config: TranscribeConfig, output: Output, console: Console) -> TranscribeConfig:
@@ -178,7 +166,7 @@ def _sample(config: TranscribeConfig, output: Output, num_units: int, console: C
             highlight=False,
             soft_wrap=True,
         )
-        _transcribe(config, work, sample, new_run_id(), console, num_groups)
+        _transcribe(config, work, sample, outputs.new_run_id(), console, num_groups)
     return sample
 
 

@@ -10,6 +10,8 @@ OUT/calibration/                 thresholds.yaml fitted before the job, and the 
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -170,6 +172,10 @@ def _public(config: TranscribeConfig) -> dict[str, Any]:
     if calibrate is not None and calibrate["output"] is not None:
         calibrate["output"] = redact.names(calibrate["output"])
     return data | {"output": redact.names(data["output"])}
+
+
+def new_run_id() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def planned(splits: Iterable[Split]) -> list[PlannedSplit]:

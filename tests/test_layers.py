@@ -80,7 +80,7 @@ SIBLINGS = {
     ("jobs.tables", "jobs.transcribe"),
     ("jobs.tables", "jobs.quantize"),
     ("jobs.tables", "jobs.distill"),
-    ("jobs.family_tower", "jobs.transcribe"),
+    ("jobs.family_tower", "jobs.tables"),
     ("jobs.family_tower", "jobs.distill_tower"),
 }
 STEPS = LAYERS[7]

@@ -33,10 +33,14 @@ class Listener(nn.Module):
             places = (ids == self._audio_token)[:, :, None].expand_as(hidden)
             hidden = hidden.masked_scatter(places, audio[inside.to(audio.device)].to(hidden.dtype))
         # padding stands behind a row, where nothing of it looks; on a CPU the plain kernel's backward is the faster one
-        with sdpa_kernel(SDPBackend.MATH) if not ids.is_cuda else sdpa_kernel(list(_ANY)):
+        with sdpa_kernel(kernels(ids.is_cuda)):
             hidden = self.thinker.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         logits: Tensor = self.thinker.lm_head(hidden[:, :-1][wanted])
         return logits
 
 
-_ANY = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
+def kernels(is_cuda: bool) -> list[SDPBackend]:
+    """Of attention, for training."""
+    if not is_cuda:
+        return [SDPBackend.MATH]
+    return [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.distill.collate import answer_ids, prompt
 from pipeline.distill.examples import ExampleRef
+from pipeline.distill.forward import kernels
 
 
 class TextLoss:
@@ -40,11 +41,8 @@ class TextLoss:
             starts.append(len(rows[-1]) - len(answer))
         x = pad_sequence(rows, batch_first=True)
         # as in Listener: padding stands behind a row, and a CPU's plain kernel has the faster backward
-        with sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else list(_ANY)):
+        with sdpa_kernel(kernels(heard.is_cuda)):
             hidden = self._model(inputs_embeds=x, use_cache=False).last_hidden_state
         places = [row[start : start + len(ids)] for row, start, ids in zip(hidden, starts, answers, strict=True)]
         logits = self._head(torch.cat(places)).float()
         return F.cross_entropy(logits, torch.cat(answers))
-
-
-_ANY = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from pipeline import storage
 from pipeline.config import EngineConfig, SegmentationConfig, StorageConfig, TranscribeConfig
 from pipeline.labels_config import LabelsConfig
 from pipeline.section import Section
@@ -49,6 +51,10 @@ class FollowConfig(Section):
         if self.labels.calibrate is not None:
             raise ValueError("labels.calibrate: thresholds are fitted on a sample of what is there; set them")
         return self
+
+    @property
+    def state_folder(self) -> Path:
+        return Path(self.state or Path(storage.resolve(self.output)) / "streams")
 
     @property
     def job(self) -> TranscribeConfig:

@@ -90,7 +90,7 @@ class Counts:
 
 
 class Follower:
-    """`tell(recording, segment)` hears of every segment as it ends; `stop` ends `run` soon, without last words."""
+    """`tell(segment)` hears of every segment as it ends; `stop` ends `run` soon, without last words."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Follower:
         self._config, self._job, self._engine, self._output = config, config.job, engine, output
         self._run_id, self._tell = run_id, tell
         self._access = config.storage.access
-        self.folder = Path(config.state or Path(output.url) / "streams")
+        self.folder = config.state_folder
         self._followed: dict[str, _Followed] = {}
         self._waiting: deque[_Found] = deque()
         self._known: set[str] = set()
@@ -189,7 +189,10 @@ class Follower:
         self._plans.setdefault(state.split_id, PlannedSplit(state.split_id, 0.0))
         if state.is_over or len(state.rows) >= self._config.segments_per_object:
             self._write(state)
-        if state.is_over:
+        if state.is_over:  # as a kill between its last row and its last object leaves it
+            if found.is_fifo:
+                (self.folder / f"{state.split_id}.pcm").unlink(missing_ok=True)
+                self._known.discard(found.url)
             return
         live = self._engine.open(state.split_id, self._take, resume=state.resume)
         first, path = state.resume.first_sample, Path(found.url)

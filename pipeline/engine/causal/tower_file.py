@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.engine.checkpoint import EMBEDDED_FOLDER, CheckpointError, content_hash, download
+from pipeline.config import EngineConfig
+from pipeline.engine.checkpoint import EMBEDDED_FOLDER, CheckpointError, content_hash, download, folder_revision
 
 KEY = "engine.tower"
 OFFLINE = "offline"
@@ -46,6 +47,12 @@ def local_revision(reference: str | None) -> str | None:
     """The revision of a tower on this machine; None for one of the Hub, which is not fetched, and for none."""
     is_here = reference is not None and (reference.startswith(_EMBEDDED) or Path(reference).expanduser().exists())
     return content_hash(find_tower(reference)[0].parent) if is_here and reference is not None else None
+
+
+def local_weights(engine: EngineConfig) -> str | None:
+    """Which weights folders on this machine hold: the model's, and those of a causal tower."""
+    revisions = (folder_revision(engine.model, engine.quantization), local_revision(engine.tower))
+    return "+".join(revision for revision in revisions if revision) or None
 
 
 def untrained(language: str, trained: Collection[str]) -> str:
